@@ -1,0 +1,51 @@
+"""nearzero: diffusion models that behave at t = 0.
+
+`import nearzero as nz` imports no torch: each public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "errors": ["NearzeroError"],
+    "registry": ["register"],
+    "level": ["Level", "Estimate"],
+    "process": ["DiscreteVP", "LinearVP"],
+    "parameterization": ["Epsilon", "Velocity"],
+    "conditioning": ["Shared", "Time", "Timestep"],
+    "times": ["DiscreteTimes", "UniformTimes"],
+    "weighting": ["Simple"],
+    "solvers.exponential": ["DDIM"],
+    "solvers.sde": ["Ancestral"],
+    "grid": ["SqrtGrid", "TimestepGrid", "UniformGrid"],
+    "denoiser": ["Denoiser"],
+    "codec": ["Pixels"],
+    "objective": ["Regression"],
+    "sampling": ["State", "sample", "trajectory"],
+    "networks.unet": ["UNet"],
+    "data.images": ["Images", "embedded"],
+    "data.folder": ["read_folder"],
+    "recipes": ["Recipe"],
+    "run": ["Run"],
+    "training.loop": ["train"],
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = ["errors", "recipes"]
+
+__all__ = ["__version__", *_HOME, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"nearzero.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"nearzero.{name}")
+    raise AttributeError(f"module 'nearzero' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

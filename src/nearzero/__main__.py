@@ -1,0 +1,5 @@
+"""python -m nearzero."""
+
+from nearzero.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""The command: `nearzero COMMAND`. One file a command, loaded when it is called; `--help` imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+import nearzero
+from nearzero.errors import ArgumentError, NearzeroError, did_you_mean
+
+COMMANDS = {
+    "demo": "Train E-TSDM on the embedded images for a few minutes and look at samples.",
+    "train": "Train a recipe on a folder of images.",
+    "sample": "Draw images from a trained run.",
+    "recipes": "List recipes, show one, or show where two differ.",
+}
+
+
+class _Lazy(click.Group):
+    """Finds nearzero.cli.NAME only when NAME is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            raise ArgumentError(f"unknown command {cmd_name!r}; {did_you_mean(cmd_name, COMMANDS)}")
+        return importlib.import_module(f"nearzero.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(nearzero.__version__, prog_name="nearzero", message="%(prog)s %(version)s")
+def group() -> None:
+    r"""Diffusion models that behave at t = 0: train, sample and diagnose.
+
+    \b
+    nearzero demo
+    nearzero train etsdm --data my_images --size 32 --out runs/mine
+    nearzero sample runs/mine -n 64 --out samples
+
+    Exit codes: 0 done, 1 bug, 2 usage, 3 data, 4 checkpoint, 5 numbers, 6 memory,
+    7 disk, 75 stopped early with a valid checkpoint.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command and exits: 0, or the error's own code after one line on stderr."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    try:
+        code = group.main(
+            args=None if arguments is None else list(arguments), prog_name="nearzero", standalone_mode=False
+        )
+        return code if isinstance(code, int) else 0
+    except NearzeroError as error:
+        return _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        return _fail(" ".join(error.format_message().split()), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 0
+    except (MemoryError, RuntimeError) as error:
+        if _is_out_of_memory(error):
+            return _fail("out of memory; use a smaller --batch or --size", 6)
+        raise
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"nearzero: error: {message}" if code != 75 else f"nearzero: {message}", file=sys.stderr)
+    return code
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

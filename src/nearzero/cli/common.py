@@ -1,0 +1,171 @@
+"""What commands share: options, seeds, devices, progress, the JSON document."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import nearzero
+from nearzero.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from nearzero.data.images import Images
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout; everything else goes to stderr."
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+
+Advance = Callable[[int, str], None]
+
+
+def say(message: str = "") -> None:
+    """A line for people, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def emit(document: dict[str, Any], text: str, as_json: bool) -> None:
+    """The result, on stdout: one JSON document, or a line."""
+    print(
+        json.dumps({"schema_version": 1, "nearzero": nearzero.__version__, **document}) if as_json else text, flush=True
+    )
+
+
+def pick_device(name: str) -> str:
+    """The device that a --device option means. Raises ArgumentError where it is not there."""
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if there[device])
+    if not there[name]:
+        raise ArgumentError(f"--device {name}: this machine, or this build of torch, has none; use --device auto")
+    return name
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as "0-63" or "1,5,10-12". Raises ArgumentError for anything else, repetitions and more than a million.
+
+    >>> parse_seeds("3,10-12")
+    [3, 10, 11, 12]
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
+        if match is None:
+            raise ArgumentError(f"--seeds {text!r}: {part!r} is no seed; write them as 0-63 or 1,5,10-12")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ArgumentError(f"--seeds {text!r}: {part!r} counts down; write {last}-{first}")
+        if last - first >= 1_000_000:
+            raise ArgumentError(f"--seeds {text!r}: more than a million seeds; sample them in parts")
+        seeds += range(first, last + 1)
+    if len(set(seeds)) != len(seeds):
+        raise ArgumentError(f"--seeds {text!r} repeats a seed; each names one file")
+    return seeds
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
+    """A bar with rate and time left on a terminal, a line every ten seconds elsewhere; yields advance(count, note)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(label, total, unit).advance
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("{task.speed_text}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    columns = (*columns[:3], _speed_column(unit), *columns[4:])
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total, note="")
+        yield lambda count, note="": bar.update(task, advance=count, note=note)
+
+
+def _speed_column(unit: str) -> Any:
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """Units per second."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.0f} {unit}/s")
+
+    return Speed()
+
+
+class _Lines:
+    """Progress for logs."""
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        import time
+
+        self.label, self.total, self.unit, self.clock = label, total, unit, time.monotonic
+        self.done, self.start = 0, time.monotonic()
+        self.said = self.start
+
+    def advance(self, count: int, note: str = "") -> None:
+        self.done += count
+        now = self.clock()
+        if now - self.said < 10 and self.done < self.total:
+            return
+        self.said = now
+        rate = self.done / max(now - self.start, 1e-9)
+        left = duration((self.total - self.done) / rate)
+        percent = 100 * self.done / self.total
+        say(f"{self.label}: {percent:3.0f} %  {rate:,.0f} {self.unit}/s  {left} left  {note}".rstrip())
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 3 min 20 s, 5 h 12 min, 3.2 days."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    if seconds < 2 * 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds / 86400:,.1f} days"
+
+
+def load_images(data: Path | None, size: int | None, channels: int | None) -> Images:
+    """The folder's images, with progress, or the embedded ones."""
+    from nearzero.data import embedded, read_folder
+
+    if data is None:
+        if channels == 3:
+            raise ArgumentError("--channels 3: the embedded images are grey; give a folder with --data")
+        return embedded(size)
+    seen = 0
+    with contextlib.ExitStack() as stack:
+        bar: Advance | None = None
+
+        def show(done: int, total: int) -> None:
+            nonlocal bar, seen
+            if bar is None:
+                bar = stack.enter_context(progress("reading images", total, "images"))
+            bar(done - seen, "")
+            seen = done
+
+        return read_folder(data, size=size, channels=channels, progress=show)

@@ -1,0 +1,85 @@
+"""The denoiser: a network that knows its process, its parameterization and its conditioning."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nearzero.conditioning import Conditioning
+from nearzero.errors import ArgumentError
+from nearzero.level import Coefficients, Estimate, Level, Row, check_times, expand
+from nearzero.parameterization import Parameterization
+from nearzero.process import Process
+
+
+class Denoiser(nn.Module):
+    """Estimates x0 and eps from x_t = alpha x0 + sigma eps, at any time in [0, end].
+
+    The network is called as `network(x_in, c, **condition)`: x_in has x's shape and dtype, c has shape (B,) and x's
+    dtype, and its answer F has x's shape. It may be any callable module, with or without parameters.
+    Raises ArgumentError where the conditioning jumps outside the process, or t has a wrong shape or range.
+
+    >>> denoiser = Denoiser(Zero(), DiscreteVP.linear(), Epsilon(), Timestep(1000))      # predicts eps = 0
+    >>> x0, eps = denoiser(torch.ones(2, 3), 0.001)
+    >>> x0[0]
+    tensor([1.0001, 1.0001, 1.0001])
+    """
+
+    def __init__(
+        self, network: nn.Module, process: Process, parameterization: Parameterization, conditioning: Conditioning
+    ) -> None:
+        super().__init__()
+        for edge in conditioning.edges(process):
+            if edge > process.end:
+                raise ArgumentError(
+                    f"the conditioning jumps at t = {edge:g}, beyond the process's end {process.end:g}; "
+                    "take a shorter interval"
+                )
+        self.network = network
+        self.process = process
+        self.parameterization = parameterization
+        self.conditioning = conditioning
+
+    def forward(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Estimate:
+        """Estimate(x0, eps) of x (B, ...) at time t, a number or a float tensor () or (B,)."""
+        F, _, k = self.output(x, t, **condition)
+        A, B, C, D = (expand(value, x) for value in k)
+        return Estimate(A * x + B * F, C * x + D * F)
+
+    def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
+        """The gradient of log p_t at x, shaped like x. Raises ArgumentError where the parameterization has none."""
+        F, level, _ = self.output(x, t, **condition)
+        c_x, c_F = (expand(value, x) for value in self.parameterization.score_coefficients(level))
+        return c_x * x + c_F * F
+
+    def output(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> tuple[Tensor, Level, Coefficients]:
+        """The network's own answer F, shaped like x, with the level and coefficients at t, float64 (B,)."""
+        t = torch.as_tensor(t, dtype=None if torch.is_tensor(t) else torch.float64)
+        if t.shape not in ((), (len(x),)):
+            raise ArgumentError(
+                f"t has shape {tuple(t.shape)}; it must be one number or one for each of the {len(x)} examples"
+            )
+        t = check_times(t, self.process.end).cpu().expand(len(x))
+        level = self.process(t.to(torch.float64))
+        k = self.parameterization.coefficients(level)
+        told = self.conditioning(t, level).to(device=x.device, dtype=x.dtype)
+        if not bool(((k.B != 0) | (k.D != 0)).any()):
+            return torch.zeros_like(x), level, k  # nothing that the network says is heard
+        scale = expand(self.parameterization.input_scale(level), x)
+        return self.network(x * scale, told, **condition), level, k
+
+    def rows(self, times: Tensor, leaving: Tensor | None = None) -> list[Row]:
+        """What a solver needs at each of `times`, float64 (n,), as Python floats, all computed at once on the CPU.
+
+        `leaving` are the times that the steps of these stages leave; by default each time itself.
+        """
+        t = check_times(times, self.process.end).to(device="cpu", dtype=torch.float64)
+        level = self.process(t)
+        k = self.parameterization.coefficients(level)
+        told = self.conditioning.stage(t, level, t if leaving is None else leaving.to(t))
+        clock = self.process.clock
+        columns = (
+            *(t, *level, *k, self.parameterization.input_scale(level), told),
+            *(clock.u(t), *clock.slopes(t), self.process.drift(t), self.process.diffusion2(t)),
+        )
+        return [Row(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]

@@ -1,0 +1,116 @@
+"""The ADM U-Net, built from diffusers' UNet2DModel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nearzero.errors import ArgumentError
+from nearzero.registry import register
+
+
+@register
+@dataclass(frozen=True)
+class UNet:
+    """A U-Net on square images, by default that of E-TSDM's Table A1 (ADM with BigGAN up- and downsampling).
+
+    `multipliers` widen `base` at each resolution, halving the image between them; `attention` lists the image sizes
+    with self-attention (the innermost size always has one block), with `head_channels` channels a head;
+    `time_channels` is the width of the layers that embed the condition; `resample` halves and doubles the image with
+    a residual block (BigGAN's) or one convolution; `scale_shift` lets the condition scale the features. On the CPU,
+    channels in multiples of 16 and attention at sizes of at most 8 are fast.
+
+    Raises ArgumentError where the size cannot be halved often enough, or channels do not divide into groups and heads.
+
+    Reference: Dhariwal and Nichol, Diffusion models beat GANs on image synthesis, NeurIPS 2021.
+    """
+
+    size: int = 256
+    channels: int = 3
+    base: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
+    blocks: int = 2
+    attention: tuple[int, ...] = (32, 16, 8)
+    head_channels: int = 64
+    time_channels: int = 512
+    resample: Literal["resnet", "conv"] = "resnet"
+    scale_shift: bool = True
+
+    def __post_init__(self) -> None:
+        fields = (
+            self.size,
+            self.channels,
+            self.base,
+            self.blocks,
+            self.head_channels,
+            self.time_channels,
+            *self.multipliers,
+        )
+        if not self.multipliers or any(not isinstance(value, int) or value < 1 for value in fields):
+            raise ArgumentError(f"a U-Net is made of positive integers, got {self}")
+        factor = 2 ** (len(self.multipliers) - 1)
+        if self.size % factor:
+            below = self.size // factor * factor
+            near = " or ".join(str(size) for size in (below, below + factor) if size > 0)
+            raise ArgumentError(
+                f"image size {self.size} is not divisible by {factor}, and this network halves it "
+                f"{len(self.multipliers) - 1} times; use --size {near}"
+            )
+        for width in {self.base * multiplier for multiplier in self.multipliers}:
+            if width % self._groups or width % self.head_channels:
+                raise ArgumentError(
+                    f"{width} channels do not divide into {self._groups} groups and heads of {self.head_channels} "
+                    "channels; change base or head_channels"
+                )
+
+    @property
+    def _groups(self) -> int:
+        return min(32, self.base // 4)  # one channel a group would hide the brightness
+
+    def build(self) -> nn.Module:
+        """A fresh network F = network(x (B, channels, size, size), c (B,)), weights from torch's global generator."""
+        from diffusers import UNet2DModel
+
+        down = {"resnet": "ResnetDownsampleBlock2D", "conv": "DownBlock2D"}[self.resample]
+        up = {"resnet": "ResnetUpsampleBlock2D", "conv": "UpBlock2D"}[self.resample]
+        sizes = [self.size // 2**level for level in range(len(self.multipliers))]
+        unet = UNet2DModel(
+            sample_size=self.size,
+            in_channels=self.channels,
+            out_channels=self.channels,
+            block_out_channels=tuple(self.base * multiplier for multiplier in self.multipliers),
+            layers_per_block=self.blocks,
+            down_block_types=tuple("AttnDownBlock2D" if size in self.attention else down for size in sizes),
+            up_block_types=tuple("AttnUpBlock2D" if size in self.attention else up for size in reversed(sizes)),
+            downsample_type=self.resample,
+            upsample_type=self.resample,
+            attention_head_dim=self.head_channels,
+            resnet_time_scale_shift="scale_shift" if self.scale_shift else "default",
+            time_embedding_dim=self.time_channels,
+            norm_num_groups=self._groups,
+            attn_norm_num_groups=self._groups,  # diffusers drops the middle attention's norm without it
+            norm_eps=1e-5,
+            flip_sin_to_cos=True,
+            freq_shift=0,
+        )
+        return _Network(unet).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+class _Network(nn.Module):
+    """UNet2DModel behind the door F = network(x, c); zero at the start, as ADM is."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+        for name, module in unet.named_modules():  # the last layer of each block says nothing yet
+            if name == "conv_out" or name.endswith((".conv2", ".to_out.0")):
+                for parameter in module.parameters():
+                    nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)  # up to 1.7 times faster convolutions there
+        return self.unet(x, c, return_dict=False)[0]

@@ -1,0 +1,78 @@
+"""The closed registry: which classes a saved recipe may name, and the two ways through JSON.
+
+A file never names an import. It names a class that was registered by code that already runs, so reading a
+recipe can build small frozen dataclasses and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, TypeVar
+
+from nearzero.errors import ArgumentError, CheckpointError, did_you_mean
+
+T = TypeVar("T", bound=type)
+
+_CLASSES: dict[str, type] = {}
+
+
+def register(cls: T) -> T:
+    """Decorator: lets a frozen dataclass be saved in recipes, under its class name.
+
+    Raises ArgumentError where the class is no frozen dataclass, or its name is taken by another class.
+
+    >>> from dataclasses import dataclass
+    >>> @register
+    ... @dataclass(frozen=True)
+    ... class HalfTime:
+    ...     scale: float = 0.5
+    >>> decode(encode(HalfTime(2.0)))
+    HalfTime(scale=2.0)
+    """
+    parameters = getattr(cls, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        raise ArgumentError(
+            f"register({cls.__name__}): only a frozen dataclass can be saved; add @dataclass(frozen=True)"
+        )
+    known = _CLASSES.get(cls.__name__)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ArgumentError(f"register({cls.__name__}): the name belongs to {known.__module__}; choose another")
+    _CLASSES[cls.__name__] = cls
+    return cls
+
+
+def encode(value: Any) -> Any:
+    """A registered object as JSON values: a dict with its class name and its fields."""
+    if isinstance(value, (bool, str, int, type(None))):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ArgumentError(f"{value} cannot be saved: a recipe holds finite numbers")
+        return value
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    if _CLASSES.get(type(value).__name__) is not type(value):
+        raise ArgumentError(f"{type(value).__name__} cannot be saved; decorate the class with @nearzero.register")
+    fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+    return {"class": type(value).__name__, **fields}
+
+
+def decode(value: Any) -> Any:
+    """The object that `encode` wrote. Raises CheckpointError for unknown classes, fields and bad values."""
+    if isinstance(value, list):
+        return tuple(decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    arguments = {key: decode(item) for key, item in value.items() if key != "class"}
+    name = value.get("class")
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise CheckpointError(f"unknown class {name!r} in a saved recipe; {did_you_mean(str(name), _CLASSES)}")
+    cls = _CLASSES[name]
+    known = {field.name for field in dataclasses.fields(cls) if field.init}
+    for key in arguments.keys() - known:
+        raise CheckpointError(f"unknown field {key!r} of {name} in a saved recipe; {did_you_mean(key, known)}")
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"a saved recipe has a bad {name}: {error}") from error

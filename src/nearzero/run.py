@@ -1,0 +1,181 @@
+"""The run folder: what training leaves behind and sampling starts from.
+
+    run.json                      schema version, recipe, data, seed, provenance
+    stats.jsonl                   one line every few steps, in EDM's format
+    checkpoints/000001000/        weights, ema and optimizer as safetensors, state.json
+    previews/000001000.png        samples of the EMA weights at fixed seeds
+
+Everything is safetensors, JSON or PNG: reading a run executes nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+import nearzero
+from nearzero.denoiser import Denoiser
+from nearzero.errors import CheckpointError
+from nearzero.files import read_json, write_json
+from nearzero.grid import Grid
+from nearzero.recipes import Recipe
+from nearzero.registry import decode, encode
+from nearzero.sampling import sample
+from nearzero.solvers import Solver
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that exists: its recipe, the data it was trained on, its seed and where it came from."""
+
+    path: Path
+    recipe: Recipe
+    data: Mapping[str, Any]
+    seed: int
+    provenance: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Reads a run folder. Raises CheckpointError where there is none, or it is damaged or too new."""
+        path = Path(path)
+        if not is_run(path):
+            what = "is no run folder (it has no run.json)" if path.exists() else "does not exist"
+            raise CheckpointError(f"{path} {what}; make a run with: nearzero train etsdm --out {path}")
+        record = read_json(path / "run.json")
+        version = record.get("schema_version") if isinstance(record, dict) else None
+        if not isinstance(version, int) or version < 1:
+            raise CheckpointError(f"{path / 'run.json'} has no schema version; it was not written by nearzero")
+        if version > SCHEMA:
+            raise CheckpointError(
+                f"{path} has schema version {version}, this nearzero reads up to {SCHEMA}; upgrade nearzero"
+            )
+        recipe = decode(record.get("recipe"))
+        if (
+            not isinstance(recipe, Recipe)
+            or not isinstance(record.get("seed"), int)
+            or not isinstance(record.get("data"), dict)
+        ):
+            raise CheckpointError(f"{path / 'run.json'} is incomplete; restore it or train again")
+        return cls(path, recipe, record["data"], record["seed"], record.get("provenance", {}))
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe, data: Mapping[str, Any], seed: int) -> Run:
+        """Writes run.json into a new folder."""
+        run = cls(path, recipe, data, seed, provenance())
+        run.write()
+        return run
+
+    def write(self) -> None:
+        """Writes run.json, atomically."""
+        record = {"schema_version": SCHEMA, "recipe": encode(self.recipe), "data": dict(self.data), "seed": self.seed}
+        write_json(self.path / "run.json", {**record, "provenance": dict(self.provenance)})
+
+    def with_steps(self, steps: int) -> Run:
+        """The same run, to be trained for another number of steps."""
+        return replace(self, recipe=replace(self.recipe, training=replace(self.recipe.training, steps=steps)))
+
+    def checkpoint(self) -> Path | None:
+        """The folder of the newest checkpoint, None before the first."""
+        found = [
+            path
+            for path in (self.path / "checkpoints").glob("*")
+            if path.name.isdigit() and (path / "state.json").exists()
+        ]
+        return max(found, key=lambda path: int(path.name), default=None)
+
+    @property
+    def step(self) -> int:
+        """How many training steps the newest checkpoint holds."""
+        checkpoint = self.checkpoint()
+        return 0 if checkpoint is None else int(checkpoint.name)
+
+    def denoiser(self, *, ema: bool = True, device: torch.device | str = "cpu") -> Denoiser:
+        """The trained denoiser, with averaged weights or (ema=False) raw ones.
+
+        Raises CheckpointError before the first checkpoint.
+        """
+        checkpoint = self.checkpoint()
+        if checkpoint is None:
+            raise CheckpointError(
+                f"{self.path} has no checkpoint yet; train it with: nearzero train --resume --out {self.path}"
+            )
+        with torch.random.fork_rng(devices=[]):  # the fresh weights are thrown away; leave the caller's generator alone
+            denoiser = self.recipe.denoiser()
+        load_weights(denoiser.network, checkpoint / ("ema.safetensors" if ema else "weights.safetensors"))
+        return denoiser.to(device).eval()
+
+    def sample(
+        self,
+        seeds: Sequence[int],
+        *,
+        solver: Solver | None = None,
+        grid: Grid | None = None,
+        steps: int | None = None,
+        batch: int | None = None,
+        denoiser: Denoiser | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """One image for each seed as pixel values, float32 (N, C, H, W), not rounded.
+
+        Solver, grid and steps are the recipe's unless given; `denoiser` is `self.denoiser(device=device)` unless given.
+        """
+        recipe = self.recipe
+        x = sample(
+            denoiser or self.denoiser(device=device),
+            (recipe.network.channels, recipe.network.size, recipe.network.size),
+            solver=solver or recipe.solver,
+            grid=grid or recipe.grid,
+            steps=recipe.steps if steps is None else steps,
+            seeds=seeds,
+            batch=batch,
+            dtype=torch.float32,
+        )
+        return recipe.codec.decode(x)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run."""
+    return (Path(path) / "run.json").is_file()
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; restore the file or train again") from error
+
+
+def load_weights(network: torch.nn.Module, path: Path) -> None:
+    """Fills a network from a safetensors file. Raises CheckpointError where names or shapes do not match."""
+    try:
+        network.load_state_dict(load_tensors(path))
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise CheckpointError(
+            f"{path} does not fit the recipe's network: {' '.join(line.strip() for line in lines[:2])}"
+        ) from error
+
+
+def provenance() -> dict[str, Any]:
+    """Where a run comes from: versions, command, time."""
+    return {
+        "nearzero": nearzero.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "argv": sys.argv,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,1 @@
+"""Training: a loop whose state is one integer."""

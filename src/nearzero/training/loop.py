@@ -1,0 +1,187 @@
+"""The training loop.
+
+Step n trains on the global samples n * batch ... (n + 1) * batch - 1. Which image a sample is, its time, its noise
+and its flip are functions of (seed, sample index) alone, so a run that stops and goes on is the run that did not.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nearzero.data.images import Images
+from nearzero.errors import ArgumentError, CheckpointError, DataError, Stopped
+from nearzero.files import disk_errors, grid_png, to_bytes, write_bytes
+from nearzero.randomness import Stream, normal, order, uniform
+from nearzero.recipes import Recipe, differences
+from nearzero.run import Run, is_run
+from nearzero.sampling import sample
+from nearzero.training.signals import stop_on_signals
+from nearzero.training.state import TrainingState
+from nearzero.training.stats import Stats
+
+
+class Progress(NamedTuple):
+    """Where training is: steps done, and the losses (batch,) of the last one, on the device."""
+
+    step: int
+    loss: Tensor
+
+
+def batch(recipe: Recipe, images: Images, seed: int, step: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Data x0, uniform numbers u and noise eps of step `step`: (B, C, H, W) float32, (B,) float64, (B, C, H, W)."""
+    size = recipe.training.batch
+    index = torch.arange(step * size, (step + 1) * size)
+    x0 = recipe.codec.encode(images.pixels[order(seed, index, len(images))].to(device))
+    if recipe.training.flip:
+        mirrored = (uniform(seed, Stream.FLIP, index) < 0.5).to(device)
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+    return x0, uniform(seed, Stream.TIME, index), normal(seed, Stream.NOISE, index.to(device), tuple(x0.shape[1:]))
+
+
+def steps(state: TrainingState, recipe: Recipe, images: Images, seed: int) -> Iterator[Progress]:
+    """Trains from state.step to recipe.training.steps, one step for each item."""
+    objective = recipe.objective()
+    device = next(iter(state.weights.values())).device
+    while state.step < recipe.training.steps:
+        loss = objective(state.denoiser, *batch(recipe, images, seed, state.step, device))
+        state.update(loss.mean())
+        yield Progress(state.step, loss.detach())
+
+
+def train(
+    recipe: Recipe,
+    images: Images,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: torch.device | str = "cpu",
+    checkpoint_every: int = 500,
+    progress: Callable[[Progress], None] | None = None,
+    source: dict[str, Any] | None = None,
+) -> Run:
+    """Trains `recipe` on `images` into the run folder `out` and returns the run.
+
+    The recipe's network must fit the images: `recipes.small(recipes.etsdm(), images.size, images.channels)`. A folder
+    that exists needs `resume` (go on from its newest checkpoint; the recipe may only ask for more steps) or
+    `overwrite`. Checkpoints and previews come every `checkpoint_every` steps and at the end.
+    SIGINT and SIGTERM finish the step, save and raise Stopped. `source` is recorded with the data.
+    Raises ArgumentError, DataError, CheckpointError, NumericalError or DiskError, each of one line.
+    """
+    out, device = Path(out), torch.device(device)
+    check_fit(recipe, images)
+    run = open_run(out, recipe, images, seed, resume=resume, overwrite=overwrite, source=source)
+    state = TrainingState(recipe, seed, device)
+    checkpoint = run.checkpoint()
+    if checkpoint is not None:
+        state.load(checkpoint)
+    with Stats(run.path / "stats.jsonl", state.step, recipe.training) as stats, stop_on_signals() as stopping:
+        for now in steps(state, recipe, images, seed):
+            stats.add(now.step, now.loss)
+            if progress is not None:
+                progress(now)
+            last = now.step == recipe.training.steps
+            if last or stopping():
+                stats.flush(now.step)
+            if last or stopping() or now.step % checkpoint_every == 0:
+                state.save(run)
+                _preview(run, state)
+            if stopping() and not last:
+                raise Stopped(
+                    f"stopped at step {now.step} of {recipe.training.steps} with a valid checkpoint in {out}; "
+                    "go on with --resume"
+                )
+    return run
+
+
+def check_fit(recipe: Recipe, images: Images) -> None:
+    """Raises DataError where the recipe's network takes other images than these."""
+    network = recipe.network
+    if (network.size, network.channels) != (images.size, images.channels):
+        takes, are = (
+            f"{size} x {size} with {channels} channels"
+            for size, channels in ((network.size, network.channels), (images.size, images.channels))
+        )
+        raise DataError(
+            f"the network takes images of {takes}, these are {are}; "
+            f"fit the recipe with recipes.small(recipe, {images.size}, {images.channels})"
+        )
+
+
+def open_run(
+    out: Path,
+    recipe: Recipe,
+    images: Images,
+    seed: int,
+    *,
+    resume: bool,
+    overwrite: bool,
+    source: dict[str, Any] | None = None,
+) -> Run:
+    """The run folder to train in, new or resumed. Deletes only run folders, and only with `overwrite`."""
+    check_folder(out, resume=resume, overwrite=overwrite)
+    if resume:
+        return _reopen(Run.load(out), recipe, images, seed)
+    with disk_errors(out):
+        if out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+    return Run.create(out, recipe, {**images.describe(), **(source or {})}, seed)
+
+
+def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises before anything is written where `out` cannot become, or is not, the run folder that is asked for."""
+    if resume and overwrite:
+        raise ArgumentError(
+            "--resume and --overwrite exclude each other; resume goes on with the run, overwrite deletes it"
+        )
+    if resume and not is_run(out):
+        raise CheckpointError(f"{out} holds no run to resume; leave out --resume to start one")
+    if resume or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_run(out):
+        raise ArgumentError(f"{out} exists and is no run folder; choose another --out")
+    if not overwrite:
+        raise ArgumentError(f"{out} holds a run; use --resume to go on with it or --overwrite to delete it")
+
+
+def _reopen(run: Run, recipe: Recipe, images: Images, seed: int) -> Run:
+    changed = differences(run.with_steps(recipe.training.steps).recipe, recipe)
+    if changed or run.recipe.name != recipe.name:
+        name, (old, new) = next(iter(changed.items()), ("recipe", (run.recipe.name, recipe.name)))
+        raise ArgumentError(
+            f"cannot resume {run.path} with another {name}: it was trained with {old}, asked is {new}; "
+            "use --overwrite or another --out"
+        )
+    if seed != run.seed:
+        raise ArgumentError(f"cannot resume {run.path} with seed {seed}: it was trained with seed {run.seed}")
+    if images.fingerprint() != run.data.get("fingerprint"):
+        raise DataError(
+            f"cannot resume {run.path}: these are not the {run.data.get('count')} images that it was trained on; "
+            "give the same --data and --size"
+        )
+    run = run.with_steps(max(recipe.training.steps, run.step))
+    run.write()
+    return run
+
+
+def _preview(run: Run, state: TrainingState, count: int = 16) -> None:
+    recipe = run.recipe
+    shape = (recipe.network.channels, recipe.network.size, recipe.network.size)
+    x = sample(
+        state.averaged(),
+        shape,
+        solver=recipe.solver,
+        grid=recipe.grid,
+        steps=min(recipe.steps, 50),
+        seeds=range(count),
+        dtype=torch.float32,
+    )
+    write_bytes(run.path / "previews" / f"{state.step:09d}.png", grid_png(to_bytes(recipe.codec.decode(x))))

@@ -1,0 +1,106 @@
+"""What a checkpoint holds: weights, their average, the optimizer's moments, and the number of the step."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nearzero.denoiser import Denoiser
+from nearzero.errors import CheckpointError, NumericalError
+from nearzero.files import new_folder, read_json, write_json
+from nearzero.recipes import Recipe
+from nearzero.run import Run, load_tensors, load_weights
+
+
+class TrainingState:
+    """A denoiser in training. Everything else that training needs is a function of the seed and of `step`."""
+
+    def __init__(self, recipe: Recipe, seed: int, device: torch.device) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.denoiser: Denoiser = recipe.denoiser().to(device).train()
+        self.step = 0
+        self.weights: dict[str, Tensor] = dict(self.denoiser.network.named_parameters())
+        self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.optimizer = torch.optim.Adam(self.weights.values(), lr=recipe.training.learning_rate)
+        self.ema = recipe.training.ema
+
+    def update(self, loss: Tensor) -> None:
+        """One step of Adam and of the average."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - self.ema.beta(self.step))
+
+    def averaged(self) -> Denoiser:
+        """A copy of the denoiser with the averaged weights, for sampling."""
+        denoiser = copy.deepcopy(self.denoiser).eval()
+        denoiser.network.load_state_dict(self._network_state(self.average))
+        return denoiser
+
+    def save(self, run: Run) -> Path:
+        """Writes checkpoints/STEP whole, then deletes the older ones. Raises NumericalError for what is not finite."""
+        for what, tensors in (("weights", self.weights), ("averaged weights", self.average)):
+            for name, tensor in tensors.items():
+                if not bool(tensor.isfinite().all()):
+                    raise NumericalError(
+                        f"the {what} of {name} are not finite at step {self.step}; lower the learning rate. "
+                        "The last good checkpoint is kept"
+                    )
+        moments = {
+            f"{name}.{key}": value
+            for name, weight in self.weights.items()
+            for key, value in self.optimizer.state[weight].items()
+        }
+        path = run.path / "checkpoints" / f"{self.step:09d}"
+        with new_folder(path) as aside:
+            save_file(_plain(self._network_state(self.weights)), aside / "weights.safetensors")
+            save_file(_plain(self._network_state(self.average)), aside / "ema.safetensors")
+            save_file(_plain(moments), aside / "optimizer.safetensors")
+            write_json(aside / "state.json", {"step": self.step, "images": self.step * run.recipe.training.batch})
+        for older in path.parent.iterdir():
+            if older != path:
+                shutil.rmtree(older, ignore_errors=True)
+        return path
+
+    def load(self, checkpoint: Path) -> None:
+        """Restores every bit that `save` wrote."""
+        load_weights(self.denoiser.network, checkpoint / "weights.safetensors")
+        average, moments = (
+            load_tensors(checkpoint / "ema.safetensors"),
+            load_tensors(checkpoint / "optimizer.safetensors"),
+        )
+        try:
+            for name, weight in self.weights.items():
+                self.average[name].copy_(average[name])
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                like = (torch.zeros(()), torch.empty_like(weight), torch.empty_like(weight))  # keeps channels_last
+                self.optimizer.state[weight] = {
+                    key: buffer.copy_(moments[f"{name}.{key}"]) for key, buffer in zip(keys, like, strict=True)
+                }
+            self.step = read_json(checkpoint / "state.json")["step"]
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{checkpoint} does not fit the recipe's network ({error}); restore it or train again"
+            ) from error
+
+    def _network_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The network's state dict with these tensors in place of its parameters."""
+        return {name: parameters.get(name, value) for name, value in self.denoiser.network.state_dict().items()}
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    """How many numbers the tensors hold."""
+    return sum(parameter.numel() for parameter in parameters)
