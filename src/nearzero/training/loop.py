@@ -41,7 +41,9 @@ def batch(recipe: Recipe, images: Images, seed: int, step: int, device: torch.de
     if recipe.training.flip:
         mirrored = (uniform(seed, Stream.FLIP, index) < 0.5).to(device)
         x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
-    return x0, uniform(seed, Stream.TIME, index), normal(seed, Stream.NOISE, index.to(device), tuple(x0.shape[1:]))
+    home = index.to(device) if device.type == "cuda" else index  # draws need float64, which MPS lacks
+    eps = normal(seed, Stream.NOISE, home, tuple(x0.shape[1:])).to(device)
+    return x0, uniform(seed, Stream.TIME, index), eps
 
 
 def steps(state: TrainingState, recipe: Recipe, images: Images, seed: int) -> Iterator[Progress]:
@@ -133,7 +135,7 @@ def open_run(
         if out.exists():
             shutil.rmtree(out)
         out.mkdir(parents=True)
-    return Run.create(out, recipe, {**images.describe(), **(source or {})}, seed)
+    return Run.create(out, recipe, {**images.describe(), "source": source or {}}, seed)
 
 
 def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
