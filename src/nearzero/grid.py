@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,10 +90,10 @@ class TimestepGrid:
         total = timesteps(process)
         if steps > total:
             raise ArgumentError(f"{steps} steps on {total} timesteps; take at most {total}, or UniformGrid")
-        i = torch.arange(steps, dtype=torch.float64)
-        node = {
-            "trailing": (total - i * total / steps).round() - 1,
-            "leading": (steps - 1 - i) * (total // steps),
-            "linspace": (total - 1 - i * ((total - 1) / (steps - 1 or 1))).round(),
-        }[self.spacing]
-        return torch.cat([(node + 1) / total, torch.zeros(1, dtype=torch.float64)])
+        if self.spacing == "trailing":
+            node = np.arange(total, 0, -total / steps)[:steps].round() - 1
+        elif self.spacing == "leading":
+            node = np.arange(steps)[::-1] * (total // steps)
+        else:
+            node = np.linspace(0, total - 1, steps)[::-1].round() if steps > 1 else np.array([total - 1])
+        return torch.from_numpy(np.append((node + 1) / total, 0.0))

@@ -154,8 +154,8 @@ def load_images(data: Path | None, size: int | None, channels: int | None) -> Im
     from nearzero.data import embedded, read_folder
 
     if data is None:
-        if channels == 3:
-            raise ArgumentError("--channels 3: the embedded images are grey; give a folder with --data")
+        if channels not in (None, 1):
+            raise ArgumentError(f"--channels {channels}: the embedded images are grey; give a folder with --data")
         return embedded(size)
     seen = 0
     with contextlib.ExitStack() as stack:
