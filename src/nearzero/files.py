@@ -36,6 +36,23 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise DiskError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
 
 
+def existing(path: Path) -> Path:
+    """The path itself, or its nearest parent that exists."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """Raises DiskError where `path` cannot be made, without making it."""
+    parent = existing(path)
+    if not (parent.is_dir() or parent == Path(path).absolute()):
+        raise DiskError(f"cannot write {path}: {parent} is a file; choose a folder")
+    if not os.access(parent, os.W_OK):
+        raise DiskError(f"cannot write {path}: no permission in {parent}; choose a folder that you can write to")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its name only when the block ends without an error, replacing an older one."""

@@ -57,10 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = group.main(
-            args=None if arguments is None else list(arguments), prog_name="nearzero", standalone_mode=False
-        )
+        code = group.main(args=arguments or ["--help"], prog_name="nearzero", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except NearzeroError as error:
         return _fail(str(error), error.exit_code)

@@ -128,7 +128,7 @@ class _Lines:
     def advance(self, count: int, note: str = "") -> None:
         self.done += count
         now = self.clock()
-        if now - self.said < 10 and self.done < self.total:
+        if now - self.said < 10 and (self.done < self.total or now - self.start < 2):
             return
         self.said = now
         rate = self.done / max(now - self.start, 1e-9)

@@ -34,7 +34,12 @@ GRIDS = ("trailing", "leading", "linspace", "uniform", "sqrt")
 )
 @click.option("--solver", type=click.Choice(SOLVERS), help="How to step.  [default: the recipe's]")
 @click.option("--grid", type=click.Choice(GRIDS), help="Where to stop.  [default: the recipe's]")
-@click.option("--steps", type=int, metavar="N", help="Network evaluations for each image.  [default: the recipe's]")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Network evaluations for each image.  [default: the recipe's]",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="B", help="Images at once.")
 @click.option("--raw-weights", is_flag=True, help="Use the weights themselves, not their average.")
 @click.option("--overwrite", is_flag=True, help="Replace images that are there already.")
@@ -107,6 +112,9 @@ def _name(seed: int) -> str:
 
 
 def _check_out(out: Path, seeds: list[int], overwrite: bool) -> None:
+    from nearzero.files import check_writable
+
+    check_writable(out)
     if out.exists() and not out.is_dir():
         raise ArgumentError(f"--out {out} is a file; name a folder")
     there = next((seed for seed in seeds if (out / _name(seed)).exists()), None)

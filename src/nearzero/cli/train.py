@@ -27,9 +27,11 @@ PRESET_HELP = "small: a network for CPUs; paper: the paper's table.  [default: p
 @click.argument("recipe", required=False)
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help=DATA_HELP)
 @click.option("--out", type=click.Path(path_type=Path), metavar="RUN", required=True, help="Run folder to write.")
-@click.option("--steps", type=int, metavar="N", help="Training steps.  [default: the preset's]")
-@click.option("--batch", type=int, metavar="B", help="Images a step.  [default: the preset's]")
-@click.option("--size", type=int, metavar="S", help="Bring the shorter side to S pixels and cut out the centre.")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Training steps.  [default: the preset's]")
+@click.option("--batch", type=click.IntRange(min=1), metavar="B", help="Images a step.  [default: the preset's]")
+@click.option(
+    "--size", type=click.IntRange(min=1), metavar="S", help="Bring the shorter side to S pixels and cut out the centre."
+)
 @click.option("--channels", type=int, metavar="1|3", help="Make all images grey (1) or colour (3).")
 @click.option(
     "--seed",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nearzero.data.images import Images
 from nearzero.errors import ArgumentError, CheckpointError, DataError, Stopped
-from nearzero.files import disk_errors, grid_png, to_bytes, write_bytes
+from nearzero.files import check_writable, disk_errors, grid_png, to_bytes, write_bytes
 from nearzero.randomness import Stream, normal, order, uniform
 from nearzero.recipes import Recipe, differences
 from nearzero.run import Run, is_run
@@ -146,7 +146,10 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         )
     if resume and not is_run(out):
         raise CheckpointError(f"{out} holds no run to resume; leave out --resume to start one")
-    if resume or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if resume:
+        return
+    check_writable(out)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_run(out):
         raise ArgumentError(f"{out} exists and is no run folder; choose another --out")

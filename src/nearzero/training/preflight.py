@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from nearzero.errors import DiskError
+from nearzero.files import existing
 from nearzero.recipes import Recipe
 from nearzero.training.state import TrainingState, count
 
@@ -31,7 +32,7 @@ def measure(recipe: Recipe, out: Path, device: torch.device | str = "cpu") -> Co
     disk = (
         2 * 16 * parameters + 2**20
     )  # weights, average and two moments in float32, twice while one replaces the other
-    free = shutil.disk_usage(_existing(out)).free
+    free = shutil.disk_usage(existing(out)).free
     if free < disk:
         raise DiskError(
             f"{out} has {free / 1e6:,.0f} MB free and this run needs {disk / 1e6:,.0f} MB; "
@@ -61,10 +62,3 @@ def _step(state: TrainingState, recipe: Recipe, size: int) -> float:
     state.update(loss)
     loss.item()
     return time.perf_counter() - start
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
