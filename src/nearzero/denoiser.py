@@ -66,17 +66,25 @@ class Denoiser(nn.Module):
         if not bool(((k.B != 0) | (k.D != 0)).any()):
             return torch.zeros_like(x), level, k  # nothing that the network says is heard
         scale = expand(self.parameterization.input_scale(level), x)
-        return self.network(x * scale, told, **condition), level, k
+        return self.ask(x * scale, told, **condition), level, k
+
+    def ask(self, x_in: Tensor, told: Tensor, **condition: Tensor) -> Tensor:
+        """The network's answer to a scaled input and conditions (B,). Raises ArgumentError for another shape than x's."""
+        F = self.network(x_in, told, **condition)
+        if F.shape != x_in.shape:
+            raise ArgumentError(f"the network answers {tuple(F.shape)} to x of {tuple(x_in.shape)}; they must be alike")
+        return F
 
     def rows(self, times: Tensor, leaving: Tensor | None = None) -> list[Row]:
         """What a solver needs at each of `times`, float64 (n,), as Python floats, all computed at once on the CPU.
 
         `leaving` are the times that the steps of these stages leave; by default each time itself.
         """
-        t = check_times(times, self.process.end).to(device="cpu", dtype=torch.float64)
+        told_at = check_times(times, self.process.end).cpu()
+        t = told_at.to(torch.float64)
         level = self.process(t)
         k = self.parameterization.coefficients(level)
-        told = self.conditioning.stage(t, level, t if leaving is None else leaving.to(t))
+        told = self.conditioning.stage(told_at, level, told_at if leaving is None else leaving.to(told_at))
         clock = self.process.clock
         columns = (
             *(t, *level, *k, self.parameterization.input_scale(level), told),

@@ -34,4 +34,4 @@ class Regression(nn.Module):
         F, level, k = denoiser.output(x, t, **condition)
         a, b = regression_target(level, k)
         error = F - (expand(a, x0) * x0 + expand(b, x0) * eps)
-        return expand(self.weighting(level, k), x0).flatten() * error.square().flatten(1).mean(1)
+        return expand(self.weighting(level, k), x0).flatten() * error.square().reshape(len(x0), -1).mean(1)

@@ -12,6 +12,7 @@ A variance-preserving (VP) process has alpha^2 + sigma^2 = 1 and is given by log
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,11 +119,13 @@ class Angle:
 
     def u(self, t: Tensor) -> Tensor:
         """The angle at time t, in radians: 0 at the data."""
-        alpha, sigma = self.process(t)
-        return torch.atan2(sigma, alpha)
+        alpha, sigma = self.process(t.to(torch.float64))
+        return torch.atan2(sigma, alpha).to(t.dtype)
 
     def t(self, u: Tensor) -> Tensor:
-        """The time of an angle in radians."""
+        """The time of an angle in radians. Raises ArgumentError outside [0, pi / 2]; beyond the last it is the end."""
+        if not bool(((u >= 0) & (u <= math.pi / 2)).all()):
+            raise ArgumentError(f"an angle between data (0) and noise (pi / 2) was expected, got {u.tolist()}")
         log_alpha = 0.5 * torch.log1p(-(torch.sin(u.to(torch.float64)) ** 2))
         return self.process.time_of_log_alpha(log_alpha).to(u.dtype)
 
@@ -167,7 +170,8 @@ class LinearVP(_VP):
         last = -(slope / 4 + self.beta_min / 2)
         c = -4 * torch.maximum(log_alpha, log_alpha.new_tensor(last))  # slope t^2 + 2 beta_min t = c
         root = self.beta_min + torch.sqrt(self.beta_min**2 + slope * c)
-        return torch.where(c == 0, 0.0, c / root)  # the stable root
+        t = torch.where(c == 0, 0.0, c / root)  # the stable root
+        return torch.where(log_alpha > last, torch.minimum(t, torch.ones_like(t)), 1.0)  # rounding stays in [0, 1]
 
 
 @register
@@ -239,15 +243,19 @@ class DiscreteVP(_VP):
         return len(self._nodes) - 1
 
     @cached_property
+    def _times(self) -> Tensor:
+        """0, 1/steps, ..., 1: stored, because a float product k (1/steps) steps may fall below k."""
+        return torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+
+    @cached_property
     def _nodes(self) -> Tensor:
         """log alpha at t = 0, 1/steps, ..., 1."""
         return torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * torch.log1p(-self.betas.values()).cumsum(0)])
 
     def _piece(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The node k at or below t, and how far t has come from it towards k + 1, in nodes."""
-        position = t * self.steps
-        k = torch.where(position < self.steps, position.floor(), self.steps - 1).long()  # the end closes the last piece
-        return k, position - k
+        k = torch.searchsorted(self._times[1:-1].to(t.device), t.contiguous(), right=True)  # the end closes the last
+        return k, t * self.steps - k
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """log alpha at float64 times."""

@@ -74,5 +74,5 @@ def decode(value: Any) -> Any:
         raise CheckpointError(f"unknown field {key!r} of {name} in a saved recipe; {did_you_mean(key, known)}")
     try:
         return cls(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # whatever a value of a wrong type leads to
         raise CheckpointError(f"a saved recipe has a bad {name}: {error}") from error

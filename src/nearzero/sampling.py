@@ -112,8 +112,10 @@ def _check(seeds: list[int], condition: Mapping[str, Tensor] | None, batch: int 
     if not seeds:
         raise ArgumentError("sample needs at least one seed, got none")
     for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise ArgumentError(f"a seed must be an integer from 0 to 2^63 - 1, got {seed!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ArgumentError(
+                f"a seed is an integer from 0 to 2^32 - 1 (torch's generator reads 32 bits), got {seed!r}"
+            )
     if batch is not None and batch < 1:
         raise ArgumentError(f"batch must be at least 1, got {batch}")
     for name, value in (condition or {}).items():
@@ -161,7 +163,7 @@ def _path(
 
     def evaluate(x: Tensor, row: Row) -> Tensor:
         x_in = x if row.input_scale == 1 else x * row.input_scale
-        return denoiser.network(x_in, told[row.condition], **condition)
+        return denoiser.ask(x_in, told[row.condition], **condition)
 
     x = draw() * plan[0].row_t.sigma
     yield State(x, plan[0].row_t.t)

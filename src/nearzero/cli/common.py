@@ -70,6 +70,8 @@ def parse_seeds(text: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ArgumentError(f"--seeds {text!r}: {part!r} counts down; write {last}-{first}")
+        if last >= 2**32:
+            raise ArgumentError(f"--seeds {text!r}: {last} is too large; seeds go up to 2^32 - 1")
         if last - first >= 1_000_000:
             raise ArgumentError(f"--seeds {text!r}: more than a million seeds; sample them in parts")
         seeds += range(first, last + 1)

@@ -23,7 +23,7 @@ from nearzero.cli.common import device_option, duration, emit, json_option, pick
     "--seconds", type=click.IntRange(min=1), default=120, show_default=True, metavar="S", help="How long to train."
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="K", help="Seed of the training."
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="K", help="Seed of the training."
 )
 @device_option
 @json_option

@@ -35,7 +35,7 @@ PRESET_HELP = "small: a network for CPUs; paper: the paper's table.  [default: p
 @click.option("--channels", type=int, metavar="1|3", help="Make all images grey (1) or colour (3).")
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    type=click.IntRange(0, 2**32 - 1),
     metavar="K",
     help="Seed of weights, order, times and noise.  [default: 0]",
 )

@@ -1,0 +1,290 @@
+"""Samples depend on their own seeds only, and the network is told nothing that it was not trained on."""
+
+import math
+
+import pytest
+import torch
+
+import nearzero as nz
+from nearzero.errors import ArgumentError, NumericalError
+
+DDPM = nz.DiscreteVP.linear()
+SHARED = nz.Shared(nz.Timestep(1000), interval=100, cells=5)
+SOLVERS = [nz.DDIM(), nz.DDIM(0.7), nz.Ancestral("upper"), nz.Ancestral("lower")]
+every = pytest.mark.parametrize("solver", SOLVERS, ids=str)
+SEEDS = [3, 0, 2**32 - 1, 17, 5]
+
+
+class Ripple(torch.nn.Module):
+    """Elementwise, so that a batch changes no bit; it depends on c and remembers what it was told."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def forward(self, x, c, label=None):
+        self.told.append(c)
+        answer = 0.5 * x + 0.1 * (c / 1000).reshape(-1, *(1,) * (x.ndim - 1))
+        return answer if label is None else answer + label.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def ripple(conditioning=SHARED, process=DDPM):
+    return nz.Denoiser(Ripple(), process, nz.Epsilon(), conditioning)
+
+
+def run(denoiser, call=nz.sample, solver=SOLVERS[2], grid=None, steps=10, seeds=SEEDS, shape=(1, 2, 3), **options):
+    grid = grid or nz.TimestepGrid()
+    return call(denoiser, shape, solver=solver, grid=grid, steps=steps, seeds=seeds, **options)
+
+
+@every
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 100])
+def test_an_image_depends_on_its_seed_alone(solver, batch):
+    """Permuting, choosing and batching seeds permutes, chooses and batches images, bit by bit."""
+    all_together = run(ripple(), solver=solver)
+    assert torch.equal(run(ripple(), solver=solver, batch=batch), all_together)
+    chosen = [4, 1, 3]
+    assert torch.equal(
+        run(ripple(), solver=solver, seeds=[SEEDS[i] for i in chosen], batch=batch), all_together[chosen]
+    )
+    assert len({tuple(x.flatten().tolist()) for x in all_together}) == len(SEEDS)
+
+
+@every
+@pytest.mark.parametrize(("spacing", "steps"), [("trailing", 8), ("leading", 8), ("trailing", 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_noise_contract(solver, spacing, steps, dtype):
+    """Seed i's CPU generator draws the first noise, times sigma(first time), then one tensor a noisy step, none at the last."""
+    path = run(ripple(), nz.trajectory, solver, nz.TimestepGrid(spacing), steps, [11], dtype=dtype)
+    rows = ripple().rows(nz.TimestepGrid(spacing)(steps, DDPM))
+    generator = torch.Generator().manual_seed(11)
+    first = (1000 if spacing == "trailing" else (steps - 1) * (1000 // steps) + 1) - 1
+    sigma = math.sqrt(1 - math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(first + 1)))
+    x = torch.randn(1, 2, 3, generator=generator, dtype=dtype)[None]
+    torch.testing.assert_close(path[0].x, x * sigma, rtol=1e-6, atol=0)
+    x = path[0].x
+    for i, (row_t, row_s) in enumerate(zip(rows, rows[1:], strict=False)):
+        due = i < steps - 1 and solver != nz.DDIM()
+        noise = torch.randn(1, 2, 3, generator=generator, dtype=dtype)[None] if due else None
+        told = torch.full((1,), row_t.condition, dtype=dtype)
+        x = solver.step(lambda x, row, told=told: Ripple()(x, told), x, row_t, row_s, noise)
+        assert torch.equal(path[i + 1].x, x)
+
+
+def test_a_step_without_noise_draws_none():
+    """A solver that adds noise at some steps only takes the generator's tensors in order, one for each of those."""
+
+    class Sometimes:
+        def stages(self, t, s, process):
+            return ()
+
+        def noisy(self, row_t, row_s):
+            return 0.2 < row_t.t < 0.4 or row_t.t > 0.8
+
+        def step(self, evaluate, x, row_t, row_s, noise, inner):
+            return torch.zeros_like(x) if noise is None else noise.clone()
+
+    path = run(ripple(), nz.trajectory, Sometimes(), nz.UniformGrid(), 8, [11])
+    generator = torch.Generator().manual_seed(11)
+    first, *drawn = (torch.randn(1, 2, 3, generator=generator)[None] for _ in range(5))
+    assert torch.equal(path[0].x, first * ripple().rows(torch.ones(1, dtype=torch.float64))[0].sigma)
+    noisy = [i for i, state in enumerate(path[:-1]) if 0.2 < state.t < 0.4 or state.t > 0.8]
+    assert noisy == [0, 1, 5, 6]
+    for i in range(8):
+        expected = drawn[noisy.index(i)] if i in noisy else torch.zeros(1, 1, 2, 3)
+        assert torch.equal(path[i + 1].x, expected)
+
+
+@every
+def test_a_trajectory_is_the_path_of_sample(solver):
+    """steps + 1 states at the grid's times, Python floats that fall to 0; the last is sample(...), and no state was written over."""
+    path = run(ripple(), nz.trajectory, solver, batch=2)
+    assert [state.t for state in path] == nz.TimestepGrid()(10, DDPM).tolist()
+    assert all(type(state.t) is float for state in path)
+    assert torch.equal(path[-1].x, run(ripple(), solver=solver))
+    assert len({state.x.data_ptr() for state in path}) == len(path)
+    assert torch.equal(path[0].x, run(ripple(), nz.trajectory, solver, batch=2)[0].x)
+    size = [state.x.abs().mean().item() for state in path]
+    assert len(set(size)) == len(size)
+
+
+def test_states_survive_a_network_that_writes_and_one_that_answers_x():
+    """A network whose output is x itself, and solvers that work in place, leave earlier states alone: replayed by hand."""
+
+    class Self(torch.nn.Module):
+        def forward(self, x, c):
+            return x
+
+    denoiser = nz.Denoiser(Self(), DDPM, nz.Velocity(), nz.Time())
+    path = run(denoiser, nz.trajectory, nz.DDIM(), steps=4, dtype=torch.float64)
+    rows = denoiser.rows(nz.TimestepGrid()(4, DDPM))
+    for (state, row_t), (after, row_s) in zip(
+        zip(path, rows, strict=True), list(zip(path, rows, strict=True))[1:], strict=False
+    ):
+        x0, eps = (row_t.alpha - row_t.sigma) * state.x, (row_t.sigma + row_t.alpha) * state.x
+        torch.testing.assert_close(after.x, row_s.alpha * x0 + row_s.sigma * eps, rtol=1e-12, atol=1e-14)
+
+
+def test_the_input_scale_is_applied():
+    """The network sees x times the input scale, as through the denoiser's own door."""
+
+    class Halved(nz.Velocity):
+        def input_scale(self, level):
+            return torch.full_like(level.alpha, 0.5)
+
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x, c):
+            seen.append(x)
+            return 0 * x
+
+    (first, *_) = run(nz.Denoiser(Spy(), DDPM, Halved(), nz.Time()), nz.trajectory, nz.DDIM(), steps=3)
+    assert torch.equal(seen[0], first.x / 2)
+
+
+@pytest.mark.parametrize("call", [nz.sample, nz.trajectory])
+def test_sampling_records_no_gradients(call):
+    """Samples of a network with parameters require no gradient, and gradients are on again afterwards."""
+    network = torch.nn.Module()
+    network.weight = torch.nn.Parameter(torch.ones(()))
+    network.forward = lambda x, c: network.weight * x
+    result = run(nz.Denoiser(network, DDPM, nz.Epsilon(), nz.Time()), call)
+    assert not (result if call is nz.sample else result[-1].x).requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_dtype_is_torchs_default_unless_given():
+    """None means torch's default dtype, for x and for what the network is told."""
+    before = torch.get_default_dtype()
+    try:
+        for default in (torch.float64, torch.float32):
+            torch.set_default_dtype(default)
+            denoiser = ripple()
+            assert run(denoiser).dtype == default == denoiser.network.told[0].dtype
+            denoiser = ripple()
+            assert run(denoiser, dtype=torch.bfloat16).dtype == torch.bfloat16 == denoiser.network.told[0].dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_each_seed_has_its_own_condition():
+    """condition[i] goes with seeds[i], in whatever batch it runs."""
+    label = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0])
+    together = run(ripple(), condition={"label": label})
+    assert torch.equal(run(ripple(), condition={"label": label}, batch=2), together)
+    for i, seed in enumerate(SEEDS):
+        assert torch.equal(run(ripple(), seeds=[seed], condition={"label": label[i : i + 1]})[0], together[i])
+    assert not torch.equal(together, run(ripple(), condition={"label": label.flip(0)}))
+
+
+def test_a_network_that_breaks_is_named_by_time():
+    """A NaN raises NumericalError, exit code 5, with the times of the first step that made it."""
+
+    class Breaks(torch.nn.Module):
+        def forward(self, x, c):
+            return x * (math.nan if c[0] < 400 else 1.0)
+
+    for call in (nz.sample, nz.trajectory):
+        with pytest.raises(NumericalError, match=r"from t = 0\.4 to 0\.3") as raised:
+            run(nz.Denoiser(Breaks(), DDPM, nz.Velocity(), nz.Timestep(1000)), call)
+        assert raised.value.exit_code == 5
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1", None])
+def test_bad_seeds_are_refused(seed):
+    """A seed is an integer from 0 to 2^63 - 1; anything else is refused by value."""
+    with pytest.raises(ArgumentError, match=rf"seed.*{seed}"):
+        run(ripple(), seeds=[0, seed])
+
+
+def test_no_seeds_are_refused():
+    """There is nothing to sample without seeds."""
+    with pytest.raises(ArgumentError, match="at least one seed"):
+        run(ripple(), seeds=[])
+
+
+@pytest.mark.parametrize("batch", [0, -3])
+def test_bad_batches_are_refused(batch):
+    """A batch holds at least one sample."""
+    with pytest.raises(ArgumentError, match=f"batch.*{batch}"):
+        run(ripple(), batch=batch)
+
+
+def test_a_condition_of_a_wrong_length_is_refused():
+    """A condition has one entry for each seed: refused with its name and both numbers."""
+    with pytest.raises(ArgumentError, match="'label' has 4 entries for 5 seeds"):
+        run(ripple(), condition={"label": torch.zeros(4)})
+
+
+def conditions_of_training(conditioning):
+    """All that Regression with DiscreteTimes tells the network, over all u: three in each node."""
+    denoiser = ripple(conditioning)
+    u = (torch.arange(3000, dtype=torch.float64) + 0.5) / 3000
+    x = torch.zeros(3000, 1)
+    nz.Regression(nz.DiscreteTimes(), nz.Simple())(denoiser, x, u, x)
+    return {c for told in denoiser.network.told for c in told.tolist()}
+
+
+def conditions_of_sampling(conditioning, spacing, steps):
+    """All that a sampler tells the network."""
+    denoiser = ripple(conditioning)
+    run(denoiser, nz.sample, nz.Ancestral(), nz.TimestepGrid(spacing), steps, [0])
+    return {c for told in denoiser.network.told for c in told.tolist()}
+
+
+GRIDS = [("trailing", 20), ("trailing", 1000), ("leading", 50), ("linspace", 30)]
+
+
+@pytest.mark.parametrize(("spacing", "steps"), GRIDS)
+@pytest.mark.parametrize("conditioning", [SHARED, nz.Timestep(1000)], ids=["Shared", "Timestep"])
+def test_sampling_tells_the_network_only_what_training_told_it(conditioning, spacing, steps):
+    """E-TSDM's law: every condition of sampling is one of training."""
+    assert conditions_of_sampling(conditioning, spacing, steps) <= conditions_of_training(conditioning)
+
+
+def test_training_tells_what_the_algorithm_says():
+    """Over all u, training tells 0, 20, 40, 60, 80 and 100 .. 999 with sharing, every timestep without."""
+    assert conditions_of_training(SHARED) == {0, 20, 40, 60, 80, *range(100, 1000)}
+    assert conditions_of_training(nz.Timestep(1000)) == set(range(1000))
+    assert conditions_of_sampling(SHARED, "trailing", 1000) == conditions_of_training(SHARED)
+
+
+def test_unshared_sampling_would_ask_what_sharing_never_trained():
+    """Control: the law can fail; without sharing, trailing 20 asks for timestep 49, which E-TSDM's training never tells."""
+    assert 49 in conditions_of_sampling(nz.Timestep(1000), "trailing", 20) - conditions_of_training(SHARED)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "changes"), [("trailing", 20, True), ("trailing", 1000, True), ("leading", 50, False)]
+)
+def test_where_sharing_changes_the_samples(spacing, steps, changes):
+    """Sharing changes samples on trailing 20 and on all nodes; on leading 50 it is the identity, its nodes are the cells' first."""
+    shared, own = (run(ripple(c), grid=nz.TimestepGrid(spacing), steps=steps) for c in (SHARED, nz.Timestep(1000)))
+    assert torch.equal(shared, own) != changes
+
+
+def test_every_stage_is_told_the_cell_that_its_step_leaves():
+    """A solver gets rows at its own stages; below the interval both they and the step's end are told the cell of its start."""
+    steps = []
+
+    class Thirds:
+        def stages(self, t, s, process):
+            return (t - (t - s) / 3, s + (t - s) / 3)
+
+        def noisy(self, row_t, row_s):
+            return False
+
+        def step(self, evaluate, x, row_t, row_s, noise, inner):
+            assert noise is None
+            steps.append((row_t, *inner, row_s))
+            for row in steps[-1]:
+                evaluate(x, row)
+            return nz.DDIM().step(evaluate, x, row_t, row_s, None)
+
+    run(ripple(), solver=Thirds(), grid=nz.UniformGrid(), steps=50, seeds=[0])
+    for i, step in enumerate(steps):
+        t = 1 - i / 50
+        assert [row.t for row in step] == pytest.approx([t, t - 0.02 / 3, t - 0.04 / 3, t - 0.02], abs=1e-12)
+        expected = [round(1000 * t) - 20] * 4 if i >= 45 else [1000 * row.t - 1 for row in step]
+        assert [row.condition for row in step] == pytest.approx(expected, abs=1e-9)
