@@ -69,7 +69,7 @@ class Denoiser(nn.Module):
         return self.ask(x * scale, told, **condition), level, k
 
     def ask(self, x_in: Tensor, told: Tensor, **condition: Tensor) -> Tensor:
-        """The network's answer to a scaled input and conditions (B,). Raises ArgumentError for another shape than x's."""
+        """The network's answer to a scaled input and conditions (B,). Raises ArgumentError unless shaped like x."""
         F = self.network(x_in, told, **condition)
         if F.shape != x_in.shape:
             raise ArgumentError(f"the network answers {tuple(F.shape)} to x of {tuple(x_in.shape)}; they must be alike")
