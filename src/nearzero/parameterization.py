@@ -49,9 +49,7 @@ def regression_target(level: Level, k: Coefficients) -> tuple[Tensor, Tensor]:
     """
     (alpha, sigma), norm = level, k.B**2 + k.D**2
     if bool((norm == 0).any()):
-        raise ArgumentError(
-            "regression has no target where B = D = 0; use nearzero.VariationalBound for this parameterization"
-        )
+        raise ArgumentError("regression has no target where B = D = 0: no output of the network is read there")
     a = (k.B * (1 - k.A * alpha) - k.D * k.C * alpha) / norm
     b = (k.D * (1 - k.C * sigma) - k.B * k.A * sigma) / norm
     return a, b
@@ -59,9 +57,7 @@ def regression_target(level: Level, k: Coefficients) -> tuple[Tensor, Tensor]:
 
 def _score(level: Level, k: Coefficients) -> tuple[Tensor, Tensor]:
     if bool((level.sigma == 0).any()):
-        raise ArgumentError(
-            "the score at sigma = 0 is -eps / 0 here; ask at a time above 0, or use nearzero.W, whose score is finite"
-        )
+        raise ArgumentError("the score at sigma = 0 is -eps / 0 here; ask at a time above 0")
     return -k.C / level.sigma, -k.D / level.sigma
 
 

@@ -90,7 +90,7 @@ class _VP(ABC):
     def __call__(self, t: Tensor) -> Level:
         """The noise level at t. Raises ArgumentError outside [0, 1]."""
         log_alpha = self.log_alpha(check_times(t, self.end).to(torch.float64))
-        return Level(torch.exp(log_alpha).to(t.dtype), torch.sqrt(-torch.expm1(2 * log_alpha)).to(t.dtype))  # (1)
+        return Level(torch.exp(log_alpha).to(t.dtype), torch.sqrt(0 - torch.expm1(2 * log_alpha)).to(t.dtype))  # (1)
 
     @property
     def clock(self) -> Angle:

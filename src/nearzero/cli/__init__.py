@@ -38,7 +38,7 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(nearzero.__version__, prog_name="nearzero", message="%(prog)s %(version)s")
 def group() -> None:
-    r"""Diffusion models that behave at t = 0: train, sample and diagnose.
+    """Diffusion models that behave at t = 0: train, sample and diagnose.
 
     \b
     nearzero demo

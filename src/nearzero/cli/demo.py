@@ -28,7 +28,7 @@ from nearzero.cli.common import device_option, duration, emit, json_option, pick
 @device_option
 @json_option
 def command(out: Path, seconds: int, seed: int, device: str, as_json: bool) -> None:
-    r"""Train E-TSDM on 2,000 embedded images of clothing at 16 x 16 pixels, then sample 64 of its own.
+    """Train E-TSDM on 2,000 embedded images of clothing at 16 x 16 pixels, then sample 64 of its own.
 
     \b
     nearzero demo

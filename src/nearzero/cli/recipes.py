@@ -14,7 +14,7 @@ from nearzero.cli.common import emit, json_option
 @click.argument("b", required=False)
 @json_option
 def command(a: str | None, b: str | None, as_json: bool) -> None:
-    r"""List the recipes, show recipe A, or show the axes on which A and B differ.
+    """List the recipes, show recipe A, or show the axes on which A and B differ.
 
     \b
     nearzero recipes

@@ -59,7 +59,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    r"""Draw images from the run folder RUN: one PNG a seed, named by its seed, and a grid of them.
+    """Draw images from the run folder RUN: one PNG a seed, named by its seed, and a grid of them.
 
     \b
     nearzero sample runs/mine -n 64 --out samples

@@ -58,7 +58,7 @@ def command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    r"""Train RECIPE (ddpm, etsdm) on a folder of images.
+    """Train RECIPE (ddpm, etsdm) on a folder of images.
 
     \b
     nearzero train etsdm --data my_images --size 32 --out runs/mine

@@ -1,4 +1,4 @@
-"""Axis 7, the solver: one step from a time t to an earlier time s.
+"""Axis 6, the solver: one step from a time t to an earlier time s.
 
 A solver sees the network only through `evaluate(x, row) -> F` and the schedule only through rows of Python floats,
 so a step is a few fused tensor operations. F may be x itself: a step never writes into x or F.

@@ -43,13 +43,14 @@ def measure(recipe: Recipe, out: Path, device: torch.device | str = "cpu") -> Co
 
 
 def _speed(state: TrainingState, recipe: Recipe) -> float:
-    """Images per second: batches of 1, 8, 64, ... up to the recipe's, as long as one takes less than half a second."""
+    """Images per second: batches of 1, 8, 64, ... up to the recipe's, each warmed up, until one takes half a second."""
     size, batch = 1, recipe.training.batch
-    seconds = _step(state, recipe, size)
-    while seconds < 0.5 and size < batch:
+    while True:
+        _step(state, recipe, size)
+        seconds = min(_step(state, recipe, size) for _ in range(2))
+        if seconds > 0.5 or size == batch:
+            return size / seconds
         size = min(batch, 8 * size)
-        seconds = min(_step(state, recipe, size), _step(state, recipe, size))
-    return size / seconds
 
 
 def _step(state: TrainingState, recipe: Recipe, size: int) -> float:
