@@ -20,9 +20,9 @@ class Denoiser(nn.Module):
     Raises ArgumentError where the conditioning jumps outside the process, or t has a wrong shape or range.
 
     >>> denoiser = Denoiser(Zero(), DiscreteVP.linear(), Epsilon(), Timestep(1000))      # predicts eps = 0
-    >>> x0, eps = denoiser(torch.ones(2, 3), 0.001)
+    >>> x0, eps = denoiser(torch.ones(2, 3), 1.0)
     >>> x0[0]
-    tensor([1.0001, 1.0001, 1.0001])
+    tensor([157.4105, 157.4105, 157.4105])
     """
 
     def __init__(

@@ -60,18 +60,31 @@ def new_folder(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        aside.chmod(0o777 & ~_umask())
     try:
         yield aside
         with disk_errors(path):
+            aside.chmod(0o777 & ~_umask())
             for file in aside.rglob("*"):
                 _sync(file)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(aside, path)
+            _move(aside, path)
             _sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move(aside: Path, path: Path) -> None:
+    """Renames a folder over another, which comes back if that fails."""
+    if not path.exists():
+        os.replace(aside, path)
+        return
+    former = aside.with_name(f"{aside.name}.former")
+    os.rename(path, former)
+    try:
+        os.replace(aside, path)
+    except BaseException:
+        os.rename(former, path)
+        raise
+    shutil.rmtree(former)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

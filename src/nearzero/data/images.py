@@ -100,15 +100,12 @@ def embedded(size: int | None = None) -> Images:
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side brought to `size` pixels with antialiasing, then the centre cut out."""
+    """The square in the centre, brought to `size` pixels with antialiasing (Lanczos)."""
     if size < 1:
         raise ArgumentError(f"--size must be a positive number of pixels, got {size}")
-    width, height = image.size
-    scale = size / min(width, height)
-    width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    image = image.resize((width, height), Image.Resampling.LANCZOS) if (width, height) != image.size else image
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
 
 def as_tensor(arrays: Sequence[np.ndarray]) -> Tensor:

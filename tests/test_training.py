@@ -1,0 +1,605 @@
+"""Training: a function of the seed, whatever interrupts it."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import nearzero as nz
+from conftest import pictures, tiny_recipe, tree
+from nearzero import recipes
+from nearzero.errors import ArgumentError, CheckpointError, DataError, DiskError, NumericalError, Stopped
+from nearzero.files import to_bytes
+from nearzero.training import loop
+from nearzero.training.loop import batch, steps, train
+from nearzero.training.signals import stop_on_signals
+from nearzero.training.state import TrainingState
+
+CPU = torch.device("cpu")
+
+
+def newest(run):
+    """Every bit of a run's newest checkpoint, by file name."""
+    return {"checkpoint": run.checkpoint().name, **tree(run.checkpoint())}
+
+
+def at_step(number, act):
+    """A progress callback that acts once, after a step."""
+    return lambda now: act() if now.step == number else None
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+# ---- the same run, whatever interrupts it
+
+
+def test_a_run_is_a_function_of_its_seed(tmp_path, trained):
+    """Equal seeds give equal weights, averages and moments bit for bit, whatever torch's global generator holds; another seed does not."""
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    again = train(tiny_recipe(), pictures(), tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), state)
+    other = train(tiny_recipe(), pictures(), tmp_path / "other", seed=1)
+    assert newest(again) == newest(trained)
+    assert [name for name, content in newest(other).items() if content == newest(trained)[name]] == [
+        "checkpoint",
+        "state.json",
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_stopping_and_going_on_is_not_stopping(tmp_path, trained, k):
+    """k steps, then the rest on resume, end in the bits of all steps at once."""
+    train(tiny_recipe(steps=k), pictures(), tmp_path / "run")
+    assert newest(train(tiny_recipe(), pictures(), tmp_path / "run", resume=True)) == newest(trained)
+
+
+def test_many_stops_with_flips(tmp_path):
+    """With mirrored images and a batch that does not divide an epoch, a run of single steps ends in the bits of a whole one."""
+    recipe = tiny_recipe(flip=True, batch=3)
+    whole = train(recipe, pictures(7), tmp_path / "whole", seed=5)
+    for k in range(1, 7):
+        parts = train(tiny_recipe(flip=True, batch=3, steps=k), pictures(7), tmp_path / "parts", seed=5, resume=k > 1)
+    assert newest(parts) == newest(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_signal_saves_and_stops(tmp_path, trained, number, k):
+    """A signal in the middle raises Stopped (exit code 75) with a checkpoint at that step, and resume ends in the bits of the whole run."""
+    out = tmp_path / "run"
+    with pytest.raises(Stopped, match=f"stopped at step {k} of 6 .*--resume") as caught:
+        train(tiny_recipe(), pictures(), out, progress=at_step(k, lambda: os.kill(os.getpid(), number)))
+    assert caught.value.exit_code == 75
+    assert nz.Run.load(out).step == k
+    assert newest(train(tiny_recipe(), pictures(), out, resume=True)) == newest(trained)
+
+
+def test_a_signal_at_the_last_step_comes_too_late(tmp_path, trained):
+    """A signal during the last step lets the run end as if there had been none."""
+    assert newest(train(tiny_recipe(), pictures(), tmp_path / "run", progress=at_step(6, interrupt))) == newest(trained)
+
+
+def test_a_signal_at_any_moment_leaves_the_checkpoint_that_is_named(tmp_path, monkeypatch):
+    """Whenever the loop first sees the signal, the step in Stopped's message is that of the newest checkpoint."""
+
+    def stop_at(poll):
+        @contextlib.contextmanager
+        def signals():
+            polls = iter(range(1, 1000))
+            yield lambda: next(polls) >= poll
+
+        return signals
+
+    for poll in range(1, 100):
+        out = tmp_path / str(poll)
+        monkeypatch.setattr(loop, "stop_on_signals", stop_at(poll))
+        try:
+            train(tiny_recipe(steps=3), pictures(), out)
+        except Stopped as stopped:
+            named = re.match(r"stopped at step (\d+) of 3", str(stopped))
+            assert nz.Run.load(out).step == int(named[1]), f"poll {poll}"
+        else:
+            break
+    assert poll > 2
+
+
+@pytest.mark.parametrize("kind", ["write", "fsync", "replace"])
+def test_a_full_disk_costs_at_most_the_last_checkpoint(tmp_path, faults, kind):
+    """Whichever call to the disk fails, DiskError comes out, the newest whole checkpoint loads, and resume ends in the bits of the whole run."""
+    recipe = tiny_recipe(steps=3, batch=1)
+    whole = train(recipe, pictures(), tmp_path / "whole", checkpoint_every=2)
+    for at in range(1, 100):
+        out = tmp_path / str(at)
+        faults.arm(kind, at, OSError(28, "No space left on device"))
+        try:
+            train(recipe, pictures(), out, checkpoint_every=2)
+        except DiskError as error:
+            assert "free some space" in str(error)
+        else:
+            break
+        finally:
+            faults.disarm()
+        started = (out / "run.json").exists()
+        assert not started or nz.Run.load(out).step in (0, 2, 3)
+        assert newest(train(recipe, pictures(), out, resume=started)) == newest(whole)
+    assert at > 5
+    assert newest(nz.Run.load(out)) == newest(whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(run_folder):
+    """Asking again for the steps that are done, or for fewer, leaves every bit of checkpoints, statistics and record."""
+    before = tree(run_folder)
+    for number in (6, 2):
+        train(tiny_recipe(steps=number), pictures(), run_folder, resume=True)
+        assert tree(run_folder) == before
+
+
+def test_overwriting_starts_anew(run_folder, trained):
+    """With overwrite nothing of the old run stays, and the new one is that of its own seed."""
+    (run_folder / "old").write_text("mine")
+    train(tiny_recipe(steps=2), pictures(), run_folder, seed=9, overwrite=True)
+    assert nz.Run.load(run_folder).step == 2
+    again = train(tiny_recipe(), pictures(), run_folder, overwrite=True)
+    assert newest(again) == newest(trained)
+    assert set(tree(run_folder)) == set(tree(trained.path))
+
+
+# ---- what a step sees
+
+
+def numbered(count, size=8):
+    """Images of one grey level each: image i is i."""
+    return nz.Images(
+        torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, size, size).contiguous()
+    )
+
+
+def seen(recipe, images, number, seed=0):
+    """Everything that the first `number` steps draw, in one batch."""
+    return [
+        torch.cat(parts)
+        for parts in zip(*(batch(recipe, images, seed, step, CPU) for step in range(number)), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_what_a_sample_is_depends_on_its_index_alone(flip):
+    """Sample i of a run is the same image, time, noise and flip however samples are cut into batches; another seed changes each."""
+    whole = seen(tiny_recipe(batch=24, flip=flip), pictures(), 1)
+    for size in (1, 2, 3, 8):
+        for a, b in zip(whole, seen(tiny_recipe(batch=size, flip=flip), pictures(), 24 // size), strict=True):
+            assert torch.equal(a, b)
+    for a, b in zip(whole, seen(tiny_recipe(batch=24, flip=flip), pictures(), 1, seed=1), strict=True):
+        assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 25])
+def test_every_image_comes_once_an_epoch(size):
+    """Of 10 images, samples 10 e ... 10 e + 9 are all ten, in another order each epoch, whatever the batch."""
+    x0, _, _ = seen(tiny_recipe(batch=size), numbered(10), -(-50 // size))
+    order = nz.Pixels().decode(x0[:50, 0, 0, 0]).round().int().reshape(5, 10)
+    assert order.sort().values.tolist() == [list(range(10))] * 5
+    assert len({tuple(epoch) for epoch in order.tolist()}) == 5
+
+
+def test_flips_mirror_half_of_the_samples():
+    """With flip each sample is its image or its mirror image, left to right, each for about half (5 sigma) of 2,000; without, never."""
+    images = pictures(5)
+    plain, _, _ = seen(tiny_recipe(batch=100), images, 20)
+    flipped, u, eps = seen(tiny_recipe(batch=100, flip=True), images, 20)
+    kept = (flipped == plain).flatten(1).all(1)
+    mirrored = (flipped == plain.flip(-1)).flatten(1).all(1)
+    assert bool((kept ^ mirrored).all())
+    assert abs(mirrored.double().mean() - 0.5) < 5 * 0.5 / 2000**0.5
+    originals = {image.numpy().tobytes() for image in nz.Pixels().encode(images.pixels)}
+    assert all(image.numpy().tobytes() in originals for image in plain)
+    for a, b in zip((u, eps), seen(tiny_recipe(batch=100), images, 20)[1:], strict=True):
+        assert torch.equal(a, b)  # the flip takes no other draw's place
+
+
+def test_noise_is_normal_and_times_are_uniform():
+    """Over 2,000 samples of 64 pixels: mean 0 and variance 1 of the noise, mean 1/2 and variance 1/12 of u, all at 5 sigma; noise of two samples is uncorrelated."""
+    _, u, eps = seen(tiny_recipe(batch=500), pictures(), 4)
+    eps = eps.double()
+    n = eps.numel()
+    assert abs(eps.mean()) < 5 / n**0.5 and abs(eps.var() - 1) < 5 * (2 / n) ** 0.5
+    assert abs(u.mean() - 0.5) < 5 * (1 / 12 / 2000) ** 0.5 and abs(u.var() - 1 / 12) < 5 * (1 / 180 / 2000) ** 0.5
+    assert abs((eps[1:] * eps[:-1]).mean()) < 5 / n**0.5
+
+
+# ---- what a step does
+
+
+def test_training_is_adam_on_algorithm_a1():
+    """An independent loop of E-TSDM's Algorithm A1 with plain torch ends in the same weights and the same average."""
+    recipe, images, seed = tiny_recipe(steps=8), pictures(), 3
+    state = TrainingState(recipe, seed, CPU)
+    losses = [now.loss for now in steps(state, recipe, images, seed)]
+    torch.manual_seed(seed)
+    network = recipe.network.build().train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.training.learning_rate)
+    averages = [weight.detach().double().clone() for weight in network.parameters()]
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    for n in range(8):
+        x0, u, eps = batch(recipe, images, seed, n, CPU)
+        k = (u * 1000).long()
+        a = alpha_bar[k][:, None, None, None]
+        x = (a.sqrt() * x0 + (1 - a).sqrt() * eps).float()
+        told = torch.where(k < 100, k // 20 * 20, k).float()
+        loss = (network(x, told) - eps).square().flatten(1).mean(1)
+        torch.testing.assert_close(losses[n], loss.detach(), rtol=1e-4, atol=1e-5)
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        beta = min(0.9999, (2 + n) / (11 + n))
+        averages = [
+            beta * old + (1 - beta) * new.detach() for old, new in zip(averages, network.parameters(), strict=True)
+        ]
+    for (name, weight), average, expected in zip(state.weights.items(), averages, network.parameters(), strict=True):
+        # Adam divides by a gradient's own size, so rounding moves weights whose gradient is nearly 0: 8 steps of 1e-3 at most
+        torch.testing.assert_close(weight.detach(), expected.detach(), rtol=1e-3, atol=2e-4, msg=name)
+        torch.testing.assert_close(state.average[name].double(), average, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_the_average_is_that_of_the_weights():
+    """Computed in float64 from the weights after each step, ema <- beta ema + (1 - beta) weights is the average to float32's rounding."""
+    recipe = tiny_recipe(steps=30, batch=1)
+    state = TrainingState(recipe, 0, CPU)
+    expected = {name: weight.detach().double().clone() for name, weight in state.weights.items()}
+    for now in steps(state, recipe, pictures(), 0):
+        beta = (1 + now.step) / (10 + now.step)
+        for name, weight in state.weights.items():
+            expected[name] = beta * expected[name] + (1 - beta) * weight.detach().double()
+    for name, average in state.average.items():
+        torch.testing.assert_close(average.double(), expected[name], rtol=1e-5, atol=1e-7)
+    network = state.averaged().network
+    for name, weight in network.named_parameters():
+        assert torch.equal(weight, state.average[name])
+
+
+# ---- signals
+
+
+def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_signal_handlers_come_back(tmp_path):
+    """After a run that ends, stops or fails, SIGINT and SIGTERM are handled as before."""
+    before = handlers()
+    train(tiny_recipe(steps=1), pictures(), tmp_path / "ends")
+    assert handlers() == before
+    with pytest.raises(Stopped):
+        train(tiny_recipe(), pictures(), tmp_path / "stops", progress=at_step(1, interrupt))
+    assert handlers() == before
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_recipe(), pictures(), tmp_path / "fails", progress=lambda now: 1 // 0)
+    assert handlers() == before
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path, trained):
+    """A second SIGINT raises KeyboardInterrupt at once, a second SIGTERM waits; the checkpoint before it stays whole."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            tiny_recipe(), pictures(), out, checkpoint_every=2, progress=at_step(3, lambda: [interrupt(), interrupt()])
+        )
+    assert nz.Run.load(out).step == 2
+    assert newest(train(tiny_recipe(), pictures(), out, resume=True)) == newest(trained)
+    with stop_on_signals() as stopping:
+        assert not stopping()
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert stopping()
+
+
+def test_training_in_a_thread(tmp_path, trained):
+    """Outside the main thread, where Python takes no signals, training gives the same bits."""
+    runs = []
+    thread = threading.Thread(target=lambda: runs.append(train(tiny_recipe(), pictures(), tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert newest(runs[0]) == newest(trained)
+
+
+# ---- numbers that are not finite
+
+
+class Poisoned(nn.Module):
+    """An objective whose loss is not a number from its n-th call on."""
+
+    def __init__(self, objective, at):
+        super().__init__()
+        self.objective, self.left = objective, at
+
+    def forward(self, *arguments):
+        self.left -= 1
+        return self.objective(*arguments) * (torch.nan if self.left <= 0 else 1.0)
+
+
+@pytest.mark.parametrize("at", [3, 5, 6])
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, trained, at):
+    """NaN at any step raises NumericalError (exit code 5) and leaves the checkpoint before it, from which the run goes on to the usual bits."""
+    objective = recipes.Recipe.objective
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes.Recipe, "objective", lambda self: Poisoned(objective(self), at))
+        with pytest.raises(NumericalError, match="not finite at step .; lower the learning rate"):
+            train(tiny_recipe(), pictures(), out, checkpoint_every=2)
+    assert nz.Run.load(out).step == (at - 1) // 2 * 2
+    assert newest(train(tiny_recipe(), pictures(), out, resume=True)) == newest(trained)
+
+
+@pytest.mark.parametrize("what", ["weights", "average"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch, what, value):
+    """One weight, or one average, that is NaN or infinite at the end raises NumericalError with its name; the checkpoint before it stays."""
+    update = TrainingState.update
+
+    def spoil(self, loss):
+        update(self, loss)
+        if self.step == 6:
+            next(iter(getattr(self, what).values())).data.view(-1)[0] = value
+
+    monkeypatch.setattr(TrainingState, "update", spoil)
+    with pytest.raises(NumericalError, match="weights of unet.conv_in.weight are not finite at step 6"):
+        train(tiny_recipe(), pictures(), tmp_path / "run", checkpoint_every=4)
+    assert nz.Run.load(tmp_path / "run").step == 4
+
+
+# ---- what a run leaves behind
+
+
+def lines(run):
+    return [json.loads(line) for line in (run.path / "stats.jsonl").read_text().splitlines()]
+
+
+def test_stats_hold_every_loss_once(tmp_path):
+    """Each line has step, images and EDM's {num, mean, std}, of all losses since the last; a stop and a resume lose and repeat none."""
+    losses, out = [], tmp_path / "run"
+    recipe = tiny_recipe(steps=120, batch=2)
+
+    def watch(now):
+        losses.extend(now.loss.tolist())
+        if now.step == 70 and len(losses) == 140:
+            interrupt()
+
+    with pytest.raises(Stopped):
+        train(recipe, pictures(), out, progress=watch)
+    with (out / "stats.jsonl").open("a") as file:
+        file.write('{"step": 100, "images": 200}\n{"step": 5, "ima')  # what a crash after the checkpoint may leave
+    run = train(recipe, pictures(), out, resume=True, progress=watch)
+    rows = lines(run)
+    assert [row["step"] for row in rows] == [50, 70, 100, 120]
+    done = 0
+    for row in rows:
+        new = torch.tensor(losses[done : 2 * row["step"]], dtype=torch.float64)
+        loss = row["Loss/loss"]
+        assert loss == {
+            "num": len(new),
+            "mean": pytest.approx(new.mean().item()),
+            "std": pytest.approx(new.std(correction=0).item()),
+        }
+        assert row["images"] == 2 * row["step"]
+        assert row["Progress/kimg"] == {"num": 1, "mean": row["images"] / 1000, "std": 0.0}
+        assert {"Timing/total_sec", "Timing/sec_per_kimg", "timestamp"} <= row.keys()
+        done = 2 * row["step"]
+    assert done == len(losses) == 240
+
+
+def test_only_the_newest_checkpoint_stays(tmp_path):
+    """A run keeps one checkpoint of safetensors and JSON, and a preview for each it made; average and weights differ; nothing is pickled."""
+    run = train(tiny_recipe(), pictures(), tmp_path / "run", checkpoint_every=2)
+    files = {
+        f"000000006/{name}"
+        for name in ("weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+    }
+    assert set(tree(run.path / "checkpoints")) == {"000000006"} | files
+    assert json.loads((run.checkpoint() / "state.json").read_text()) == {"step": 6, "images": 24}
+    assert sorted(tree(run.path / "previews")) == ["000000002.png", "000000004.png", "000000006.png"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "previews", "run.json", "stats.jsonl"]
+    weights, average, moments = (
+        load_file(run.checkpoint() / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")
+    )
+    assert weights.keys() == average.keys()
+    heard = [name for name in weights if not name.endswith("to_k.bias")]  # a softmax does not hear a bias of its keys
+    assert not any(torch.equal(weights[name], average[name]) for name in heard)
+    assert moments.keys() == {f"{name}.{key}" for name in weights for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert all(moments[f"{name}.step"] == 6 for name in weights)
+
+
+def test_a_preview_shows_the_average_at_fixed_seeds(tmp_path, trained):
+    """The preview is the contact sheet of the averaged weights' samples for seeds 0..15."""
+    import numpy as np
+    from PIL import Image
+
+    from nearzero.files import contact_sheet
+
+    shown = torch.from_numpy(np.asarray(Image.open(trained.path / "previews/000000006.png")).copy())
+    sheet = contact_sheet(to_bytes(trained.sample(range(16))))[0]
+    scale = shown.shape[1] // sheet.shape[1]
+    assert torch.equal(shown[::scale, ::scale], sheet)
+
+
+# ---- what training refuses
+
+
+def a_run(out):
+    train(tiny_recipe(steps=1), pictures(), out)
+
+
+def a_folder(out):
+    out.mkdir()
+    (out / "thesis.tex").write_text("irreplaceable")
+
+
+def a_file(out):
+    out.write_text("irreplaceable")
+
+
+def nothing(out):
+    pass
+
+
+def other(recipe, **fields):
+    return replace(recipe, **fields)
+
+
+tiny = tiny_recipe()
+REFUSED = {
+    "a run that exists": (a_run, {}, ArgumentError, "holds a run; use --resume .* or --overwrite"),
+    "a folder that is no run": (a_folder, {}, ArgumentError, "is no run folder; choose another --out"),
+    "a folder that is no run, overwrite": (
+        a_folder,
+        {"overwrite": True},
+        ArgumentError,
+        "is no run folder; choose another --out",
+    ),
+    "a folder that is no run, resume": (a_folder, {"resume": True}, CheckpointError, "holds no run to resume"),
+    "a file": (a_file, {}, ArgumentError, "choose another --out"),
+    "a file, overwrite": (a_file, {"overwrite": True}, ArgumentError, "choose another --out"),
+    "nothing to resume": (nothing, {"resume": True}, CheckpointError, "holds no run to resume; leave out --resume"),
+    "resume and overwrite": (a_run, {"resume": True, "overwrite": True}, ArgumentError, "exclude each other"),
+    "another recipe": (
+        a_run,
+        {"resume": True, "recipe": other(tiny, conditioning=nz.Timestep(1000))},
+        ArgumentError,
+        "another conditioning.*Shared.*Timestep",
+    ),
+    "another name": (
+        a_run,
+        {"resume": True, "recipe": other(tiny, name="mine")},
+        ArgumentError,
+        "etsdm, asked is mine",
+    ),
+    "another batch": (
+        a_run,
+        {"resume": True, "recipe": tiny_recipe(batch=5)},
+        ArgumentError,
+        "another training.*batch=4.*batch=5",
+    ),
+    "another rate": (
+        a_run,
+        {"resume": True, "recipe": tiny_recipe(learning_rate=1e-4)},
+        ArgumentError,
+        "another training",
+    ),
+    "another seed": (a_run, {"resume": True, "seed": 7}, ArgumentError, "seed 7: it was trained with seed 0"),
+    "other images": (a_run, {"resume": True, "images": pictures(seed=1)}, DataError, "these are not the 10 images"),
+    "more images": (a_run, {"resume": True, "images": pictures(11)}, DataError, "these are not the 10 images"),
+    "images of another size": (
+        nothing,
+        {"images": pictures(size=16)},
+        DataError,
+        "8 x 8 with 1 channels, these are 16 x 16 with 1",
+    ),
+    "images in colour": (
+        nothing,
+        {"images": pictures(channels=3)},
+        DataError,
+        "8 x 8 with 1 channels, these are 8 x 8 with 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("setup", "asked", "kind", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_training_refuses_it_leaves_alone(tmp_path, setup, asked, kind, message):
+    """Each refusal is one line that names the value and the remedy, and not a byte of what was there changes."""
+    setup(tmp_path / "out")
+    before = tree(tmp_path)
+    with pytest.raises(kind, match=message) as caught:
+        train(**{"recipe": tiny, "images": pictures(), "out": tmp_path / "out", **asked})
+    assert "\n" not in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["weights", "ema", "optimizer"])
+def test_a_damaged_checkpoint_is_not_resumed(run_folder, name):
+    """A checkpoint file that is cut short or gone raises CheckpointError with its path, and nothing else changes."""
+    path = nz.Run.load(run_folder).checkpoint() / f"{name}.safetensors"
+    whole = path.read_bytes()
+    for damage in (lambda: path.write_bytes(whole[:-10]), path.unlink):
+        damage()
+        with pytest.raises(CheckpointError, match=f"{name}.safetensors.*restore"):
+            train(tiny_recipe(steps=8), pictures(), run_folder, resume=True)
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path, trained):
+    """A folder that exists and is empty becomes the run."""
+    (tmp_path / "out").mkdir()
+    assert newest(train(tiny_recipe(), pictures(), tmp_path / "out")) == newest(trained)
+
+
+# ---- training learns
+
+
+def templates():
+    """A disc in the left half or a square in the right half, at five heights: (10, 8, 8) in [-1, 1], and which is which."""
+    row, column = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    shapes = []
+    for disc in (True, False):
+        for down in range(-2, 3):
+            y, x = row - 3.5 - down, column - (1.5 if disc else 5.5)
+            shapes.append(y**2 + x**2 <= 2.6 if disc else torch.maximum(y.abs(), x.abs()) <= 1.5)
+    return 2 * torch.stack(shapes).float() - 1, torch.arange(10) // 5
+
+
+def discs_and_squares(count, seed):
+    """Pixels (count, 1, 8, 8) of templates at random, each a little darker and with a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes, _ = templates()
+    x = shapes[torch.randint(10, (count,), generator=generator)]
+    x = x * torch.empty(count, 1, 1).uniform_(0.9, 1, generator=generator) + 0.02 * torch.randn(
+        x.shape, generator=generator
+    )
+    return to_bytes(127.5 * (x + 1))[:, None]
+
+
+def shares(pixels):
+    """Which share of the images is a disc, and which a square: nearer than 0.4 (root mean square, of 2) to a template."""
+    shapes, kinds = templates()
+    distance, nearest = (to_bytes(pixels) / 127.5 - 1 - shapes).square().mean((2, 3)).sqrt().min(1)
+    return [((distance < 0.4) & (kinds[nearest] == kind)).double().mean().item() for kind in (0, 1)]
+
+
+def learnt(pixels):
+    """At least 80 % are one or the other, and each is at least 15 %."""
+    return sum(shares(pixels)) >= 0.8 and min(shares(pixels)) >= 0.15
+
+
+def test_training_learns(tmp_path):
+    """After 700 steps on 512 discs and squares, 64 samples are discs and squares; the check passes on genuine images and on nothing else."""
+    images = nz.Images(discs_and_squares(512, seed=0))
+    recipe = recipes.small(recipes.etsdm(), 8, 1)
+    recipe = replace(recipe, training=replace(recipe.training, steps=700, batch=32))
+    untrained = recipe.denoiser()
+    with torch.no_grad():
+        for parameter in untrained.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    run = train(recipe, images, tmp_path / "run")
+
+    assert learnt(discs_and_squares(64, seed=1))  # genuine images that it has not seen
+    one_kind = images.pixels[[i for i in range(512) if shares(images.pixels[i : i + 1])[0]]]
+    for wrong in (
+        pictures(64).pixels,  # noise
+        torch.zeros(64, 1, 8, 8),  # nothing
+        images.pixels.float().mean(0).expand(64, 1, 8, 8),  # the mean of all
+        torch.maximum(*discs_and_squares(2 * len(one_kind), 2).chunk(2)),  # two at once
+        one_kind,
+        images.pixels.transpose(2, 3),
+        run.sample(range(64), denoiser=untrained),
+    ):
+        assert not learnt(wrong)
+    samples = run.sample(range(64))
+    assert learnt(samples), shares(samples)
