@@ -193,7 +193,8 @@ def test_importing_nearzero_is_light():
 
 def test_sampling_needs_no_diffusers():
     """Only building a U-Net imports diffusers: every public name loads without it."""
-    code = "import sys, nearzero as nz; [getattr(nz, name) for name in nz.__all__]; print(sorted({'diffusers', 'accelerate', 'click', 'rich'} & set(sys.modules)))"
+    load = "import sys, nearzero as nz; [getattr(nz, name) for name in nz.__all__]"
+    code = f"{load}; print(sorted({{'diffusers', 'accelerate', 'click', 'rich'}} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(SOURCE.parent)},

@@ -56,7 +56,7 @@ def test_differences_name_every_field_that_differs():
 
 @every
 def test_table_a1(recipe):
-    """E-TSDM, Table A1: T = 1000, linear beta 1e-4 to 0.02, batch 96, rate 1e-4, 128 channels, 1,1,2,2,4,4, heads of 64, attention at 32, 16, 8."""
+    """E-TSDM, Table A1: 1000 steps, beta 1e-4 to 0.02, batch 96, rate 1e-4, base 128, 1,1,2,2,4,4, heads of 64, attention at 32, 16, 8."""
     node = torch.arange(1, 1001, dtype=torch.float64) / 1000
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     torch.testing.assert_close(recipe.process(node).alpha ** 2, alpha_bar, rtol=1e-10, atol=0)

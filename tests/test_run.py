@@ -40,7 +40,7 @@ def test_a_run_comes_back(trained):
 def test_every_recipe_comes_back_from_disk(tmp_path, name, preset):
     """A run of any recipe and preset, written and loaded, has the same recipe, unprintable seeds and names included."""
     recipe = recipes.PRESETS[preset](recipes.named(name), 32, 3)
-    run = nz.Run.create(tmp_path, recipe, {"name": "Zürich \u2028", "count": 1}, 2**63 - 1)
+    run = nz.Run.create(tmp_path, recipe, {"name": "Zürich \u2028", "count": 1}, 2**32 - 1)
     assert nz.Run.load(tmp_path) == run
 
 
@@ -67,7 +67,7 @@ def test_the_newest_checkpoint_counts(run_folder):
 
 
 def test_averaged_and_raw_weights(trained):
-    """denoiser() holds exactly what ema.safetensors holds, denoiser(ema=False) what weights.safetensors holds, and both are in evaluation mode."""
+    """denoiser() holds exactly what ema.safetensors holds, denoiser(ema=False) what weights.safetensors holds; neither is in training."""
     for ema, name in ((True, "ema"), (False, "weights")):
         denoiser = trained.denoiser(ema=ema)
         saved = load_file(trained.checkpoint() / f"{name}.safetensors")
@@ -204,7 +204,7 @@ def damaged(record, path, value):
     "value", [None, "x", -1, 1.5, True, [], [0], {}, {"class": "Pixels"}, {"class": "EMA"}], ids=repr
 )
 def test_any_damage_to_a_recipe_is_an_error_of_one_line(trained, tmp_path, value):
-    """Whatever value of a saved recipe is replaced by another, loading and sampling work or raise CheckpointError of one line, never anything else."""
+    """Whatever value of a saved recipe is replaced, loading and sampling work or raise CheckpointError of one line, nothing else."""
     record = json.loads((trained.path / "run.json").read_text())
     (tmp_path / "checkpoints").symlink_to(trained.path / "checkpoints")
     wrong = []
