@@ -157,7 +157,7 @@ def small(recipe: Recipe, size: int, channels: int) -> Recipe:
         base=32,
         multipliers=(1, *(2,) * halvings),
         blocks=1,
-        attention=(size // 2**halvings,),
+        attention=(size // 2**halvings,) if size % 2**halvings == 0 else (),
         head_channels=32,
         time_channels=128,
         resample="conv",

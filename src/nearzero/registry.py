@@ -75,4 +75,4 @@ def decode(value: Any) -> Any:
     try:
         return cls(**arguments)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # whatever a value of a wrong type leads to
-        raise CheckpointError(f"a saved recipe has a bad {name}: {error}") from error
+        raise CheckpointError(f"a saved recipe has a bad {name}: {' '.join(str(error).split())[:200]}") from error

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import nearzero
 from nearzero.denoiser import Denoiser
-from nearzero.errors import CheckpointError
+from nearzero.errors import CheckpointError, NearzeroError
 from nearzero.files import read_json, write_json
 from nearzero.grid import Grid
 from nearzero.recipes import Recipe
@@ -68,6 +68,7 @@ class Run:
             or not isinstance(record.get("data"), dict)
         ):
             raise CheckpointError(f"{path / 'run.json'} is incomplete; restore it or train again")
+        _try(recipe, path / "run.json")
         return cls(path, recipe, record["data"], record["seed"], record.get("provenance", {}))
 
     @classmethod
@@ -143,6 +144,29 @@ class Run:
             dtype=torch.float32,
         )
         return recipe.codec.decode(x)
+
+
+def _try(recipe: Recipe, path: Path) -> None:
+    """Uses every axis once, on one number: a damaged recipe fails here, and as a CheckpointError."""
+
+    class Zero(torch.nn.Module):
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    try:
+        denoiser, x0 = recipe.denoiser(Zero()), torch.zeros(1, 1)
+        recipe.objective()(denoiser, x0, torch.tensor([0.5]), x0)
+        steps = min(2, recipe.steps)
+        x = sample(denoiser, (1,), solver=recipe.solver, grid=recipe.grid, steps=steps, seeds=[0], dtype=torch.float32)
+        recipe.codec.encode(recipe.codec.decode(x))
+        recipe.training.ema.beta(1)
+        if not callable(recipe.network.build) or recipe.network.size * recipe.network.channels < 1:
+            raise TypeError("the network is none")
+    except (NearzeroError, TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} holds a recipe that does not work: {reason}; restore it or train again"
+        ) from error
 
 
 def is_run(path: Path) -> bool:

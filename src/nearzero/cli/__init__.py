@@ -64,7 +64,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except NearzeroError as error:
         return _fail(str(error), error.exit_code)
     except click.ClickException as error:
-        return _fail(" ".join(error.format_message().split()), 2)
+        return _fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except BrokenPipeError:
@@ -76,7 +76,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"nearzero: error: {message}" if code != 75 else f"nearzero: {message}", file=sys.stderr)
+    line = " ".join(message.split())
+    print(f"nearzero: {line}" if code == 75 else f"nearzero: error: {line}", file=sys.stderr)
     return code
 
 

@@ -72,7 +72,7 @@ def parse_seeds(text: str) -> list[int]:
             raise ArgumentError(f"--seeds {text!r}: {part!r} counts down; write {last}-{first}")
         if last >= 2**32:
             raise ArgumentError(f"--seeds {text!r}: {last} is too large; seeds go up to 2^32 - 1")
-        if last - first >= 1_000_000:
+        if len(seeds) + last - first >= 1_000_000:
             raise ArgumentError(f"--seeds {text!r}: more than a million seeds; sample them in parts")
         seeds += range(first, last + 1)
     if len(set(seeds)) != len(seeds):

@@ -63,6 +63,7 @@ def command(out: Path, seconds: int, seed: int, device: str, as_json: bool) -> N
             seed=seed,
             overwrite=True,
             device=device,
+            source={"data": None, "size": images.size, "channels": None, "preset": "small"},
             progress=lambda now: advance(size, f"step {now.step:,}"),
         )
     with progress("sampling", 64, "images") as advance:

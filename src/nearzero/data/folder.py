@@ -81,6 +81,8 @@ def _decode_all(
 
 
 def _decode(path: Path, size: int | None, channels: int | None) -> np.ndarray:
+    if not path.is_file():
+        raise DataError(f"{path} is no regular file; move it out of the folder")
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:

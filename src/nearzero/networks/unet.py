@@ -40,6 +40,8 @@ class UNet:
     scale_shift: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.multipliers, tuple) or not isinstance(self.attention, tuple):
+            raise ArgumentError(f"multipliers and attention are tuples, got {self.multipliers} and {self.attention}")
         fields = (
             self.size,
             self.channels,
@@ -49,15 +51,15 @@ class UNet:
             self.time_channels,
             *self.multipliers,
         )
-        if not self.multipliers or any(not isinstance(value, int) or value < 1 for value in fields):
+        if not self.multipliers or any(type(value) is not int or value < 1 for value in fields):
             raise ArgumentError(f"a U-Net is made of positive integers, got {self}")
-        factor = 2 ** (len(self.multipliers) - 1)
-        if self.size % factor:
-            below = self.size // factor * factor
-            near = " or ".join(str(size) for size in (below, below + factor) if size > 0)
+        if self.resample not in ("resnet", "conv"):
+            raise ArgumentError(f"unknown resample {self.resample!r}; known: conv, resnet")
+        if not self._fits(self.size):
+            attention = f" and reach {self.attention} for attention" if self.attention else ""
             raise ArgumentError(
-                f"image size {self.size} is not divisible by {factor}, and this network halves it "
-                f"{len(self.multipliers) - 1} times; use --size {near}"
+                f"image size {self.size} must be divisible by {2**self._halvings}{attention}, "
+                f"because this network halves it {self._halvings} times; use --size {self._near()}"
             )
         for width in {self.base * multiplier for multiplier in self.multipliers}:
             if width % self._groups or width % self.head_channels:
@@ -67,8 +69,24 @@ class UNet:
                 )
 
     @property
+    def _halvings(self) -> int:
+        return len(self.multipliers) - 1
+
+    def _sizes(self, size: int) -> list[int]:
+        return [size // 2**level for level in range(len(self.multipliers))]
+
+    def _fits(self, size: int) -> bool:
+        return size % 2**self._halvings == 0 and set(self.attention) <= set(self._sizes(size))
+
+    def _near(self) -> str:
+        """The nearest sizes below and above that fit, for an error message."""
+        below = next((size for size in range(self.size - 1, 0, -1) if self._fits(size)), None)
+        above = next((size for size in range(self.size + 1, 8 * self.size) if self._fits(size)), None)
+        return " or ".join(str(size) for size in (below, above) if size) or "another, or other attention"
+
+    @property
     def _groups(self) -> int:
-        return min(32, self.base // 4)  # one channel a group would hide the brightness
+        return max(1, min(32, self.base // 4))  # one channel a group would hide the brightness
 
     def build(self) -> nn.Module:
         """A fresh network F = network(x (B, channels, size, size), c (B,)), weights from torch's global generator."""
@@ -76,7 +94,7 @@ class UNet:
 
         down = {"resnet": "ResnetDownsampleBlock2D", "conv": "DownBlock2D"}[self.resample]
         up = {"resnet": "ResnetUpsampleBlock2D", "conv": "UpBlock2D"}[self.resample]
-        sizes = [self.size // 2**level for level in range(len(self.multipliers))]
+        sizes = self._sizes(self.size)
         unet = UNet2DModel(
             sample_size=self.size,
             in_channels=self.channels,
@@ -96,7 +114,7 @@ class UNet:
             flip_sin_to_cos=True,
             freq_shift=0,
         )
-        return _Network(unet).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return _Network(unet).to(torch.float32, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 class _Network(nn.Module):

@@ -79,6 +79,10 @@ def train(
     """
     out, device = Path(out), torch.device(device)
     check_fit(recipe, images)
+    if not 0 <= seed < 2**32:
+        raise ArgumentError(f"a seed is an integer from 0 to 2^32 - 1, got {seed}")
+    if checkpoint_every < 1:
+        raise ArgumentError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     run = open_run(out, recipe, images, seed, resume=resume, overwrite=overwrite, source=source)
     state = TrainingState(recipe, seed, device)
     checkpoint = run.checkpoint()
@@ -89,13 +93,12 @@ def train(
             stats.add(now.step, now.loss)
             if progress is not None:
                 progress(now)
-            last = now.step == recipe.training.steps
-            if last or stopping():
+            last, stop = now.step == recipe.training.steps, stopping()
+            if last or stop or now.step % checkpoint_every == 0:
                 stats.flush(now.step)
-            if last or stopping() or now.step % checkpoint_every == 0:
                 state.save(run)
                 _preview(run, state)
-            if stopping() and not last:
+            if stop and not last:
                 raise Stopped(
                     f"stopped at step {now.step} of {recipe.training.steps} with a valid checkpoint in {out}; "
                     "go on with --resume"
@@ -132,9 +135,9 @@ def open_run(
     if resume:
         return _reopen(Run.load(out), recipe, images, seed)
     with disk_errors(out):
-        if out.exists():
-            shutil.rmtree(out)
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
+        for child in out.iterdir():
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
     return Run.create(out, recipe, {**images.describe(), "source": source or {}}, seed)
 
 

@@ -48,18 +48,18 @@ class TrainingState:
 
     def save(self, run: Run) -> Path:
         """Writes checkpoints/STEP whole, then deletes the older ones. Raises NumericalError for what is not finite."""
-        for what, tensors in (("weights", self.weights), ("averaged weights", self.average)):
+        moments = {
+            f"{name}.{key}": value
+            for name, weight in self.weights.items()
+            for key, value in self.optimizer.state[weight].items()
+        }
+        for what, tensors in (("weights", self.weights), ("averaged weights", self.average), ("moments", moments)):
             for name, tensor in tensors.items():
                 if not bool(tensor.isfinite().all()):
                     raise NumericalError(
                         f"the {what} of {name} are not finite at step {self.step}; lower the learning rate. "
                         "The last good checkpoint is kept"
                     )
-        moments = {
-            f"{name}.{key}": value
-            for name, weight in self.weights.items()
-            for key, value in self.optimizer.state[weight].items()
-        }
         path = run.path / "checkpoints" / f"{self.step:09d}"
         with new_folder(path) as aside:
             save_file(_plain(self._network_state(self.weights)), aside / "weights.safetensors")
