@@ -7,6 +7,7 @@ network cannot change with t at all.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -55,9 +56,25 @@ class Divisible(Conditioning, Protocol):
         ...
 
 
+class _Smooth(ABC):
+    """A conditioning without jumps: every stage of a step is told its own time."""
+
+    @abstractmethod
+    def __call__(self, t: Tensor, level: Level) -> Tensor:
+        """What the network is told at t."""
+
+    def stage(self, t: Tensor, level: Level, leaving: Tensor) -> Tensor:
+        """What it is told at t, wherever the step comes from."""
+        return self(t, level)
+
+    def edges(self, process: Any) -> tuple[float, ...]:
+        """None."""
+        return ()
+
+
 @register
 @dataclass(frozen=True)
-class Time:
+class Time(_Smooth):
     """The network is told scale * t. Unit of `interval` under Shared: t."""
 
     scale: float = 1.0
@@ -69,14 +86,6 @@ class Time:
     def __call__(self, t: Tensor, level: Level) -> Tensor:
         """scale * t."""
         return self.scale * t
-
-    def stage(self, t: Tensor, level: Level, leaving: Tensor) -> Tensor:
-        """Every stage is told its own time."""
-        return self(t, level)
-
-    def edges(self, process: Any) -> tuple[float, ...]:
-        """None: smooth."""
-        return ()
 
     def position(self, t: Tensor, level: Level) -> Tensor:
         """Edges are compared with t."""
@@ -96,7 +105,7 @@ class Time:
 
 @register
 @dataclass(frozen=True)
-class Timestep:
+class Timestep(_Smooth):
     """The network is told DDPM's timestep k = t * steps - 1: node k of a discrete process lies at t = (k + 1) / steps.
 
     Values within 1e-3 of an integer are that integer, so that a float32 time of a node tells exactly k; times
@@ -117,14 +126,6 @@ class Timestep:
         k = t.to(torch.float64) * self.steps - 1
         near = k.round()
         return torch.where((k - near).abs() < 1e-3, near, k).to(t.dtype)  # the snap that the docstring states
-
-    def stage(self, t: Tensor, level: Level, leaving: Tensor) -> Tensor:
-        """Every stage is told its own time."""
-        return self(t, level)
-
-    def edges(self, process: Any) -> tuple[float, ...]:
-        """None: it is continuous but for the snap."""
-        return ()
 
     def position(self, t: Tensor, level: Level) -> Tensor:
         """Edges are compared with t."""
