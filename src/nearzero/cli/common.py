@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,11 +95,10 @@ def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
-        TextColumn("{task.speed_text}"),
+        _speed_column(unit),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    columns = (*columns[:3], _speed_column(unit), *columns[4:])
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(label, total=total, note="")
         yield lambda count, note="": bar.update(task, advance=count, note=note)
@@ -121,19 +121,16 @@ class _Lines:
     """Progress for logs."""
 
     def __init__(self, label: str, total: int, unit: str) -> None:
-        import time
-
-        self.label, self.total, self.unit, self.clock = label, total, unit, time.monotonic
-        self.done, self.start = 0, time.monotonic()
-        self.said = self.start
+        self.label, self.total, self.unit, self.done = label, total, unit, 0
+        self.start = self.said = time.monotonic()
 
     def advance(self, count: int, note: str = "") -> None:
         self.done += count
-        now = self.clock()
+        now = time.monotonic()
         if now - self.said < 10 and (self.done < self.total or now - self.start < 2):
             return
         self.said = now
-        rate = self.done / max(now - self.start, 1e-9)
+        rate = self.done / (now - self.start)
         left = duration((self.total - self.done) / rate)
         percent = 100 * self.done / self.total
         say(f"{self.label}: {percent:3.0f} %  {rate:,.0f} {self.unit}/s  {left} left  {note}".rstrip())
