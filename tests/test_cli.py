@@ -363,6 +363,22 @@ def test_ctrl_c_then_resume_is_one_run(folder, tmp_path):
     assert newest(stopped) == newest(whole)
 
 
+def test_the_demo_replaces_only_a_demo(run_folder, capsys):
+    """A run that is no demo is refused and left as it was."""
+    before = tree(run_folder)
+    assert run(["demo", "--seconds", "1", "--out", str(run_folder)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert tree(run_folder) == before
+
+
+def test_a_run_among_its_images_is_refused(run_folder, capsys):
+    """--out below --data, or the other way round, would train on previews or delete the images."""
+    images = write_folder(run_folder / "images")
+    for data, out in ((images, images / "run"), (images, run_folder)):
+        assert run(["train", "etsdm", "--data", str(data), "--out", str(out), "--overwrite"]) == 2
+        assert "lie in each other" in capsys.readouterr().err
+
+
 def test_the_demo_and_its_advice(tmp_path, monkeypatch, capsys):
     """The demo trains, draws 64 samples, and the command that it prints at the end goes on with its run."""
     monkeypatch.chdir(tmp_path)

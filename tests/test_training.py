@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -138,11 +138,70 @@ def test_a_full_disk_costs_at_most_the_last_checkpoint(tmp_path, faults, kind):
 
 
 def test_resuming_a_finished_run_changes_nothing(run_folder):
-    """Asking again for the steps that are done, or for fewer, leaves every bit of checkpoints, statistics and record."""
+    """Asking again for the steps that are done leaves every bit of the run; asking for fewer is refused and does too."""
     before = tree(run_folder)
-    for number in (6, 2):
-        train(tiny_recipe(steps=number), pictures(), run_folder, resume=True)
-        assert tree(run_folder) == before
+    train(tiny_recipe(steps=6), pictures(), run_folder, resume=True)
+    assert tree(run_folder) == before
+    with pytest.raises(ArgumentError, match="trained for 6 steps, more than 2"):
+        train(tiny_recipe(steps=2), pictures(), run_folder, resume=True)
+    assert tree(run_folder) == before
+
+
+def test_overwriting_needs_a_run_of_ours(tmp_path):
+    """Another program's run.json, and what lies beside it, is never deleted."""
+    (tmp_path / "run.json").write_text('{"mine": 1}')
+    (tmp_path / "thesis").write_text("years")
+    before = tree(tmp_path)
+    with pytest.raises(ArgumentError, match="not nearzero's"):
+        train(tiny_recipe(), pictures(), tmp_path, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_overwriting_with_what_cannot_train_keeps_the_old_run(run_folder):
+    """What does not fit together fails before anything of the old run is deleted."""
+    before = tree(run_folder)
+    with pytest.raises(ArgumentError, match="LinearVP has no timesteps"):
+        train(replace(tiny_recipe(), process=nz.LinearVP()), pictures(), run_folder, overwrite=True)
+    assert tree(run_folder) == before
+
+
+@nz.register
+@dataclass(frozen=True)
+class Odd:
+    """A network that drops out, uses one weight twice, and has one that is frozen and one that is never used."""
+
+    size: int = 8
+    channels: int = 1
+
+    def build(self):
+        """Fresh."""
+        first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+        second.weight = first.weight
+        network = OddNetwork(first, nn.Dropout(0.2), second)
+        network.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+        network.unused = nn.Parameter(torch.ones(1))
+        return network
+
+
+class OddNetwork(nn.Sequential):
+    """Its module."""
+
+    def forward(self, x, c):
+        """c is left aside."""
+        return super().forward(x.flatten(1)).reshape(x.shape) * self.frozen
+
+
+def test_an_odd_network_resumes_bit_for_bit(tmp_path):
+    """Dropout, tied, frozen and unused parameters: 4 + 2 steps are 6, and the tied average is saved once."""
+    recipe = replace(tiny_recipe(steps=6), network=Odd())
+    whole = train(recipe, pictures(), tmp_path / "whole")
+    half = replace(recipe, training=replace(recipe.training, steps=4))
+    train(half, pictures(), tmp_path / "parts")
+    torch.rand(3)  # the caller's generator plays no part
+    parts = train(recipe, pictures(), tmp_path / "parts", resume=True)
+    assert newest(parts) == newest(whole)
+    network = whole.denoiser().network
+    assert network[0].weight is network[2].weight
 
 
 def test_overwriting_starts_anew(run_folder, trained):
@@ -152,7 +211,7 @@ def test_overwriting_starts_anew(run_folder, trained):
     assert nz.Run.load(run_folder).step == 2
     again = train(tiny_recipe(), pictures(), run_folder, overwrite=True)
     assert newest(again) == newest(trained)
-    assert set(tree(run_folder)) == set(tree(trained.path))
+    assert set(tree(run_folder)) == {*tree(trained.path), "old"}  # a file that is not the run's is left alone
 
 
 # ---- what a step sees

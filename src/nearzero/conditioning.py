@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -189,8 +190,9 @@ class Shared:
 
     @cached_property
     def _bounds(self) -> tuple[float, ...]:
-        """0, w, 2 w, ..., interval in the inner unit; j interval / cells is exact wherever it is an integer."""
-        return tuple(j * self.interval / self.cells for j in range(self.cells + 1))
+        """0, w, 2 w, ..., interval in the inner unit: the decimals as written, divided exactly and rounded once."""
+        interval = Fraction(repr(float(self.interval)))
+        return tuple(float(interval * j / self.cells) for j in range(self.cells + 1))
 
     def __call__(self, t: Tensor, level: Level) -> Tensor:
         """One number for each cell on the interval, the inner conditioning's above it."""

@@ -26,6 +26,7 @@ class Stream(IntEnum):
     NOISE = 1
     FLIP = 2
     ORDER = 3
+    NETWORK = 4
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -69,6 +70,11 @@ def normal(seed: int, stream: Stream, index: Tensor, shape: tuple[int, ...]) -> 
     angle = [word.to(torch.float64) * (math.tau / 2.0**32) for word in w[2:]]
     pairs = [r * f(a) for r, a in zip(radius, angle, strict=True) for f in (torch.cos, torch.sin)]
     return torch.stack(pairs, dim=-1).flatten(1)[:, :size].reshape(len(index), *shape).to(torch.float32)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed of 32 bits for torch's own generator during a training step."""
+    return int(words(seed, Stream.NETWORK, torch.tensor([step]), 1)[0].item())
 
 
 @functools.lru_cache(maxsize=2)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import nearzero
 from nearzero.denoiser import Denoiser
-from nearzero.errors import CheckpointError, NearzeroError
+from nearzero.errors import ArgumentError, CheckpointError, NearzeroError
 from nearzero.files import read_json, write_json
 from nearzero.grid import Grid
 from nearzero.recipes import Recipe
@@ -68,7 +68,11 @@ class Run:
             or not isinstance(record.get("data"), dict)
         ):
             raise CheckpointError(f"{path / 'run.json'} is incomplete; restore it or train again")
-        _try(recipe, path / "run.json")
+        try:
+            try_recipe(recipe)
+        except (NearzeroError, TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path / 'run.json'} does not work: {reason}; restore it or train again") from error
         return cls(path, recipe, record["data"], record["seed"], record.get("provenance", {}))
 
     @classmethod
@@ -146,32 +150,35 @@ class Run:
         return recipe.codec.decode(x)
 
 
-def _try(recipe: Recipe, path: Path) -> None:
-    """Uses every axis once, on one number: a damaged recipe fails here, and as a CheckpointError."""
+def try_recipe(recipe: Recipe) -> None:
+    """Uses every axis once, on one number, so that what does not fit together fails at once."""
 
     class Zero(torch.nn.Module):
         def forward(self, x: Tensor, c: Tensor) -> Tensor:
             return torch.zeros_like(x)
 
-    try:
-        denoiser, x0 = recipe.denoiser(Zero()), torch.zeros(1, 1)
-        recipe.objective()(denoiser, x0, torch.tensor([0.5]), x0)
-        steps = min(2, recipe.steps)
-        x = sample(denoiser, (1,), solver=recipe.solver, grid=recipe.grid, steps=steps, seeds=[0], dtype=torch.float32)
-        recipe.codec.encode(recipe.codec.decode(x))
-        recipe.training.ema.beta(1)
-        if not callable(recipe.network.build) or recipe.network.size * recipe.network.channels < 1:
-            raise TypeError("the network is none")
-    except (NearzeroError, TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path} holds a recipe that does not work: {reason}; restore it or train again"
-        ) from error
+    denoiser, x0 = recipe.denoiser(Zero()), torch.zeros(1, 1)
+    recipe.objective()(denoiser, x0, torch.tensor([0.5]), x0)
+    steps = min(2, recipe.steps)
+    x = sample(denoiser, (1,), solver=recipe.solver, grid=recipe.grid, steps=steps, seeds=[0], dtype=torch.float32)
+    recipe.codec.encode(recipe.codec.decode(x))
+    recipe.training.ema.beta(1)
+    if not callable(recipe.network.build) or recipe.network.size * recipe.network.channels < 1:
+        raise ArgumentError(f"{recipe.network} is no network; use nearzero.UNet")
 
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run."""
     return (Path(path) / "run.json").is_file()
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder's run.json was written by nearzero, whatever became of the rest."""
+    try:
+        record = read_json(path / "run.json")
+    except CheckpointError:
+        return False
+    return isinstance(record, dict) and isinstance(record.get("schema_version"), int) and "recipe" in record
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -182,10 +189,18 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {path}: {error}; restore the file or train again") from error
 
 
+def fill(network: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads a state dict that names each parameter once, however often the network uses it."""
+    first = {parameter: name for name, parameter in network.named_parameters()}
+    aliases = {name: first[parameter] for name, parameter in network.named_parameters(remove_duplicate=False)}
+    shared = {name: tensors[main] for name, main in aliases.items() if main in tensors}
+    network.load_state_dict({**tensors, **shared})
+
+
 def load_weights(network: torch.nn.Module, path: Path) -> None:
     """Fills a network from a safetensors file. Raises CheckpointError where names or shapes do not match."""
     try:
-        network.load_state_dict(load_tensors(path))
+        fill(network, load_tensors(path))
     except RuntimeError as error:
         lines = str(error).splitlines()
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -95,7 +96,7 @@ def _chunks(
     device: torch.device | str | None,
     batch: int | None,
 ) -> Iterator[Iterator[State]]:
-    seeds = list(seeds)
+    seeds = [_seed(seed) for seed in seeds]
     _check(seeds, condition, batch)
     plan = _plan(denoiser, solver, grid(steps, denoiser.process))
     parameter = next(denoiser.parameters(), None)
@@ -108,14 +109,20 @@ def _chunks(
         yield _path(denoiser, solver, plan, tuple(shape), seeds[chosen], told, dtype, device)
 
 
+def _seed(value: object) -> int:
+    """An integer of any kind as a seed. Raises ArgumentError for anything else."""
+    try:
+        seed = -1 if isinstance(value, bool) else operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        seed = -1
+    if not 0 <= seed < 2**32:
+        raise ArgumentError(f"a seed is an integer from 0 to 2^32 - 1 (torch's generator reads 32 bits), got {value!r}")
+    return seed
+
+
 def _check(seeds: list[int], condition: Mapping[str, Tensor] | None, batch: int | None) -> None:
     if not seeds:
         raise ArgumentError("sample needs at least one seed, got none")
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ArgumentError(
-                f"a seed is an integer from 0 to 2^32 - 1 (torch's generator reads 32 bits), got {seed!r}"
-            )
     if batch is not None and batch < 1:
         raise ArgumentError(f"batch must be at least 1, got {batch}")
     for name, value in (condition or {}).items():

@@ -39,11 +39,13 @@ def command(out: Path, seconds: int, seed: int, device: str, as_json: bool) -> N
     from nearzero.data import embedded
     from nearzero.files import grid_png, to_bytes, write_bytes
     from nearzero.recipes import etsdm, small
+    from nearzero.run import Run, is_run
     from nearzero.training.loop import check_folder, train
     from nearzero.training.preflight import measure
 
     start = time.monotonic()
-    check_folder(out, resume=False, overwrite=True)
+    overwrite = is_run(out) and bool((Run.load(out).data.get("source") or {}).get("demo"))
+    check_folder(out, resume=False, overwrite=overwrite)
     device = pick_device(device)
     images = embedded(16)
     recipe = small(etsdm(), images.size, images.channels)
@@ -61,9 +63,9 @@ def command(out: Path, seconds: int, seed: int, device: str, as_json: bool) -> N
             images,
             out,
             seed=seed,
-            overwrite=True,
+            overwrite=overwrite,
             device=device,
-            source={"data": None, "size": images.size, "channels": None, "preset": "small"},
+            source={"data": None, "size": images.size, "channels": None, "preset": "small", "demo": True},
             progress=lambda now: advance(size, f"step {now.step:,}"),
         )
     with progress("sampling", 64, "images") as advance:

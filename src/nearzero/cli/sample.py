@@ -80,16 +80,16 @@ def command(
     loaded = Run.load(run)
     denoiser = loaded.denoiser(ema=not raw_weights, device=device)
     settings = _settings(loaded, solver, grid, steps)
-    parts = []
+    shown = []
     with progress("sampling", len(chosen), "images") as advance:
         for start in range(0, len(chosen), batch):
             part = chosen[start : start + batch]
-            parts.append(to_bytes(loaded.sample(part, denoiser=denoiser, **settings)))
+            images = to_bytes(loaded.sample(part, denoiser=denoiser, **settings))
+            for seed, image in zip(part, images, strict=True):
+                write_bytes(out / _name(seed), png(image))
+            shown.append(images[: max(0, 256 - start)])
             advance(len(part), "")
-    images = torch.cat(parts)
-    for seed, image in zip(chosen, images, strict=True):
-        write_bytes(out / _name(seed), png(image))
-    write_bytes(out / "grid.png", grid_png(images[:256]))
+    write_bytes(out / "grid.png", grid_png(torch.cat(shown)))
     document = {"command": "sample", "run": str(run), "step": loaded.step, "out": str(out), "seeds": chosen}
     emit(
         {**document, **{name: encode(value) for name, value in settings.items()}},

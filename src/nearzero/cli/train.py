@@ -75,16 +75,18 @@ def command(
     device = pick_device(device)
     former = Run.load(out) if resume else None
     source = _source(asked, former, device)
+    _check_apart(source["data"], out)
     images = load_images(source["data"], source["size"], source["channels"])
     fitted = _fit(recipe, former, images, source["preset"], steps, batch)
     seed = seed if seed is not None else former.seed if former else 0
-    cost = measure(fitted, out, device)
+    done = former.step if former else 0
+    cost = measure(fitted, out, device, done)
     document = _document(fitted, images, cost, seed, out, device)
     _announce(document, source["preset"])
     if dry_run:
         emit({**document, "dry_run": True}, f"dry run: nothing written to {out}", as_json)
         return
-    size, left = fitted.training.batch, fitted.training.steps - (former.step if former else 0)
+    size, left = fitted.training.batch, fitted.training.steps - done
     with progress(f"training {fitted.name}", left * size, "images") as advance:
         run = train(
             fitted,
@@ -110,6 +112,14 @@ def _check_recipe(recipe: str | None, resume: bool) -> None:
         named(recipe)
     elif not resume:
         raise ArgumentError("train needs a recipe, as in: nearzero train etsdm --out RUN; nearzero recipes lists them")
+
+
+def _check_apart(data: str | None, out: Path) -> None:
+    """Raises ArgumentError where the run would lie among its own images, or they in it."""
+    if data is not None:
+        a, b = Path(data).resolve(), out.resolve()
+        if a == b or a in b.parents or b in a.parents:
+            raise ArgumentError(f"--out {out} and --data {data} lie in each other; choose another --out")
 
 
 def _source(asked: dict[str, Any], former: Run | None, device: str) -> dict[str, Any]:

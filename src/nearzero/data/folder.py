@@ -94,12 +94,11 @@ def _decode(path: Path, size: int | None, channels: int | None) -> np.ndarray:
         raise DataError(f"{path} is no PNG, JPEG or WebP image; move it out of the folder") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller first") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{path} is damaged ({str(error).rstrip('.')}); replace it or move it out of the folder"
-        ) from error
+    except DataError:
+        raise
+    except Exception as error:  # decoders and EXIF readers fail on damaged bytes in every way
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"{path} is damaged ({reason}); replace it or move it out of the folder") from error
     if channels is not None:
         plain = plain.convert("L" if channels == 1 else "RGB")
     return np.asarray(plain if size is None else resize(plain, size))

@@ -17,9 +17,10 @@ from torch import Tensor
 from nearzero.data.images import Images
 from nearzero.errors import ArgumentError, CheckpointError, DataError, Stopped
 from nearzero.files import check_writable, disk_errors, grid_png, to_bytes, write_bytes
-from nearzero.randomness import Stream, normal, order, uniform
+from nearzero.randomness import Stream, normal, order, step_seed, uniform
 from nearzero.recipes import Recipe, differences
-from nearzero.run import Run, is_run
+from nearzero.registry import encode
+from nearzero.run import Run, is_ours, is_run, try_recipe
 from nearzero.sampling import sample
 from nearzero.training.signals import stop_on_signals
 from nearzero.training.state import TrainingState
@@ -49,10 +50,12 @@ def batch(recipe: Recipe, images: Images, seed: int, step: int, device: torch.de
 def steps(state: TrainingState, recipe: Recipe, images: Images, seed: int) -> Iterator[Progress]:
     """Trains from state.step to recipe.training.steps, one step for each item."""
     objective = recipe.objective()
-    device = next(iter(state.weights.values())).device
+    device = state.device
     while state.step < recipe.training.steps:
-        loss = objective(state.denoiser, *batch(recipe, images, seed, state.step, device))
-        state.update(loss.mean())
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(step_seed(seed, state.step))  # for what the network draws, such as dropout
+            loss = objective(state.denoiser, *batch(recipe, images, seed, state.step, device))
+            state.update(loss.mean())
         yield Progress(state.step, loss.detach())
 
 
@@ -72,8 +75,8 @@ def train(
     """Trains `recipe` on `images` into the run folder `out` and returns the run.
 
     The recipe's network must fit the images: `recipes.small(recipes.etsdm(), images.size, images.channels)`. A folder
-    that exists needs `resume` (go on from its newest checkpoint; the recipe may only ask for more steps) or
-    `overwrite`. Checkpoints and previews come every `checkpoint_every` steps and at the end.
+    that exists needs `resume` (go on from its newest checkpoint, with the same recipe but for the number of steps) or
+    `overwrite` (replace the run in it). Checkpoints and previews come every `checkpoint_every` steps and at the end.
     SIGINT and SIGTERM finish the step, save and raise Stopped. `source` is recorded with the data.
     Raises ArgumentError, DataError, CheckpointError, NumericalError or DiskError, each of one line.
     """
@@ -83,8 +86,11 @@ def train(
         raise ArgumentError(f"a seed is an integer from 0 to 2^32 - 1, got {seed}")
     if checkpoint_every < 1:
         raise ArgumentError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    run = open_run(out, recipe, images, seed, resume=resume, overwrite=overwrite, source=source)
+    check_folder(out, resume=resume, overwrite=overwrite)
+    encode(recipe)  # what cannot be saved, and then what does not work, fails before the folder is touched
+    try_recipe(recipe)
     state = TrainingState(recipe, seed, device)
+    run = open_run(out, recipe, images, seed, resume=resume, source=source)
     checkpoint = run.checkpoint()
     if checkpoint is not None:
         state.load(checkpoint)
@@ -127,17 +133,18 @@ def open_run(
     seed: int,
     *,
     resume: bool,
-    overwrite: bool,
     source: dict[str, Any] | None = None,
 ) -> Run:
-    """The run folder to train in, new or resumed. Deletes only run folders, and only with `overwrite`."""
-    check_folder(out, resume=resume, overwrite=overwrite)
+    """The run folder to train in: the one to resume, or a new one in place of what a former run wrote there."""
     if resume:
         return _reopen(Run.load(out), recipe, images, seed)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        for child in out.iterdir():
-            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+        for name in ("run.json", "stats.jsonl"):
+            (out / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "previews"):
+            if (out / name).exists():
+                shutil.rmtree(out / name)
     return Run.create(out, recipe, {**images.describe(), "source": source or {}}, seed)
 
 
@@ -156,6 +163,8 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if not is_run(out):
         raise ArgumentError(f"{out} exists and is no run folder; choose another --out")
+    if not is_ours(out):
+        raise ArgumentError(f"{out / 'run.json'} is damaged or not nearzero's; delete it or choose another --out")
     if not overwrite:
         raise ArgumentError(f"{out} holds a run; use --resume to go on with it or --overwrite to delete it")
 
@@ -175,7 +184,11 @@ def _reopen(run: Run, recipe: Recipe, images: Images, seed: int) -> Run:
             f"cannot resume {run.path}: these are not the {run.data.get('count')} images that it was trained on; "
             "give the same --data and --size"
         )
-    run = run.with_steps(max(recipe.training.steps, run.step))
+    if recipe.training.steps < run.step:
+        raise ArgumentError(
+            f"{run.path} has been trained for {run.step} steps, more than {recipe.training.steps}; ask for more --steps"
+        )
+    run = run.with_steps(recipe.training.steps)
     run.write()
     return run
 

@@ -16,7 +16,7 @@ from nearzero.training.state import TrainingState, count
 
 
 class Cost(NamedTuple):
-    """Parameters, images per second of training, seconds for the whole run, bytes on disk and bytes free there."""
+    """Parameters, images per second of training, seconds for the steps to come, bytes on disk and bytes free there."""
 
     parameters: int
     images_per_second: float
@@ -25,13 +25,14 @@ class Cost(NamedTuple):
     free: int
 
 
-def measure(recipe: Recipe, out: Path, device: torch.device | str = "cpu") -> Cost:
-    """Trains a throw-away network on noise for a moment. Raises DiskError where `out` has too little space."""
+def measure(recipe: Recipe, out: Path, device: torch.device | str = "cpu", done: int = 0) -> Cost:
+    """Trains a throw-away network on noise for a moment; `done` steps of the run need not be trained again.
+
+    Raises DiskError where `out` has too little space.
+    """
     state = TrainingState(recipe, 0, torch.device(device))
     parameters = count(state.weights.values())
-    disk = (
-        2 * 16 * parameters + 2**20
-    )  # weights, average and two moments in float32, twice while one replaces the other
+    disk = 2 * 16 * parameters + 2**20  # weights, average, two moments in float32; twice while one replaces the other
     free = shutil.disk_usage(existing(out)).free
     if free < disk:
         raise DiskError(
@@ -39,7 +40,7 @@ def measure(recipe: Recipe, out: Path, device: torch.device | str = "cpu") -> Co
             "free some space or choose another --out"
         )
     speed = _speed(state, recipe)
-    return Cost(parameters, speed, recipe.training.steps * recipe.training.batch / speed, disk, free)
+    return Cost(parameters, speed, (recipe.training.steps - done) * recipe.training.batch / speed, disk, free)
 
 
 def _speed(state: TrainingState, recipe: Recipe) -> float:

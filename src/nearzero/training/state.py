@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from nearzero.denoiser import Denoiser
-from nearzero.errors import CheckpointError, NumericalError
+from nearzero.errors import ArgumentError, CheckpointError, DiskError, NumericalError
 from nearzero.files import new_folder, read_json, write_json
 from nearzero.recipes import Recipe
-from nearzero.run import Run, load_tensors, load_weights
+from nearzero.run import Run, fill, load_tensors, load_weights
 
 
 class TrainingState:
@@ -28,7 +29,13 @@ class TrainingState:
         self.step = 0
         self.weights: dict[str, Tensor] = dict(self.denoiser.network.named_parameters())
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.optimizer = torch.optim.Adam(self.weights.values(), lr=recipe.training.learning_rate)
+        self.device = device
+        self.trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
+        if not self.trained:
+            raise ArgumentError(
+                f"{type(recipe.network).__name__} has nothing to train: no parameter asks for a gradient"
+            )
+        self.optimizer = torch.optim.Adam(self.trained.values(), lr=recipe.training.learning_rate)
         self.ema = recipe.training.ema
 
     def update(self, loss: Tensor) -> None:
@@ -43,15 +50,15 @@ class TrainingState:
     def averaged(self) -> Denoiser:
         """A copy of the denoiser with the averaged weights, for sampling."""
         denoiser = copy.deepcopy(self.denoiser).eval()
-        denoiser.network.load_state_dict(self._network_state(self.average))
+        fill(denoiser.network, self._network_state(self.average))
         return denoiser
 
     def save(self, run: Run) -> Path:
         """Writes checkpoints/STEP whole, then deletes the older ones. Raises NumericalError for what is not finite."""
         moments = {
             f"{name}.{key}": value
-            for name, weight in self.weights.items()
-            for key, value in self.optimizer.state[weight].items()
+            for name, weight in self.trained.items()
+            for key, value in self.optimizer.state.get(weight, {}).items()
         }
         for what, tensors in (("weights", self.weights), ("averaged weights", self.average), ("moments", moments)):
             for name, tensor in tensors.items():
@@ -62,9 +69,9 @@ class TrainingState:
                     )
         path = run.path / "checkpoints" / f"{self.step:09d}"
         with new_folder(path) as aside:
-            save_file(_plain(self._network_state(self.weights)), aside / "weights.safetensors")
-            save_file(_plain(self._network_state(self.average)), aside / "ema.safetensors")
-            save_file(_plain(moments), aside / "optimizer.safetensors")
+            _save(self._network_state(self.weights), aside / "weights.safetensors")
+            _save(self._network_state(self.average), aside / "ema.safetensors")
+            _save(moments, aside / "optimizer.safetensors")
             write_json(aside / "state.json", {"step": self.step, "images": self.step * run.recipe.training.batch})
         for older in path.parent.iterdir():
             if older != path:
@@ -81,6 +88,8 @@ class TrainingState:
         try:
             for name, weight in self.weights.items():
                 self.average[name].copy_(average[name])
+                if f"{name}.step" not in moments:  # it has had no gradient
+                    continue
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 like = (torch.zeros(()), torch.empty_like(weight), torch.empty_like(weight))  # keeps channels_last
                 self.optimizer.state[weight] = {
@@ -93,12 +102,18 @@ class TrainingState:
             ) from error
 
     def _network_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The network's state dict with these tensors in place of its parameters."""
-        return {name: parameters.get(name, value) for name, value in self.denoiser.network.state_dict().items()}
+        """These parameters, each once however often the network uses it, and the network's own buffers."""
+        network = self.denoiser.network
+        aliases = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+        buffers = {name: value for name, value in network.state_dict().items() if name not in aliases}
+        return {**buffers, **parameters}
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise DiskError(f"cannot write {path}: {error}; free some space") from error
 
 
 def count(parameters: Iterable[Tensor]) -> int:

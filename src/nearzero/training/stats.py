@@ -27,7 +27,11 @@ class Stats:
         self.losses: list[Tensor] = []
         self.start = self.last = time.monotonic()
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+                if _step_of(line) <= step
+            ]
             write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
 
     def __enter__(self) -> Stats:
@@ -77,6 +81,6 @@ def _one(value: float) -> dict[str, Any]:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line cut short by a crash
