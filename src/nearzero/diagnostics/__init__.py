@@ -1,0 +1,1 @@
+"""What a denoiser does near t = 0, measured."""

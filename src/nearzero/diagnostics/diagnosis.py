@@ -1,0 +1,135 @@
+"""All measurements of a denoiser near t = 0, with the same noise for every denoiser that is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearzero.denoiser import Denoiser
+from nearzero.diagnostics.lipschitz import LipschitzCurve, lipschitz
+from nearzero.diagnostics.noise_levels import NoiseLevels, loss_by_noise
+from nearzero.diagnostics.perturbation import Perturbation, perturbation
+from nearzero.diagnostics.probe import nodes, timestep_count
+from nearzero.errors import ArgumentError
+
+PAPER = 0.1  # E-TSDM's interval, 100 of 1000 timesteps, as a share of the range
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What `diagnose` found. `interval` is t~ in t, `images` how many it used, `told` the condition at each timestep.
+
+    `unit` says in words what one timestep is.
+    """
+
+    interval: float
+    images: int
+    told: Tensor
+    unit: str
+    lipschitz: LipschitzCurve
+    perturbation: Perturbation
+    losses: NoiseLevels
+
+    @property
+    def near(self) -> LipschitzCurve:
+        """The Lipschitz curve on [0, t~], the pair that leaves it included: sharing moves the change to the edges."""
+        return self.lipschitz.between(0.0, self.interval)
+
+    def timestep(self, t: float) -> int:
+        """The number of the timestep at time t, counted from 0."""
+        return round(t / self.lipschitz.timestep) - 1
+
+    def summary(self) -> dict[str, float]:
+        """The numbers of a table, by name."""
+        near, above = self.near, self.lipschitz.times > self.interval
+        worst = int(near.value.argmax())
+        return {
+            "max": near.max,
+            "max_stderr": near.stderr[worst].item(),
+            "max_at_timestep": self.timestep(near.times[worst].item()),
+            "total_variation": near.total_variation,
+            "max_above": self.lipschitz.value[above].max().item() if bool(above.any()) else math.nan,
+            "perturbation": self.perturbation.value[-1].item(),
+            "perturbation_stderr": self.perturbation.stderr[-1].item(),
+            "perturbation_scale": self.perturbation.scales[-1].item(),
+            "loss_first": self.losses.value[0].item(),
+            "loss": self.losses.value.mean().item(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Everything as JSON; what is unknown, such as an error bar of one image, is null."""
+        fields = {
+            "lipschitz": ("times", "until", "value", "stderr"),
+            "perturbation": ("scales", "value", "stderr"),
+            "losses": ("times", "noise", "value", "std", "silent"),
+        }
+        curves = {
+            name: {column: [_known(v) for v in getattr(getattr(self, name), column).tolist()] for column in columns}
+            for name, columns in fields.items()
+        }
+        summary = {name: _known(value) for name, value in self.summary().items()}
+        return {"interval": self.interval, "images": self.images, "unit": self.unit, "summary": summary, **curves}
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def shared_interval(denoiser: Denoiser) -> float | None:
+    """Where sharing ends, in t; None for a conditioning without cells."""
+    return max(denoiser.conditioning.edges(denoiser.process), default=None)
+
+
+def diagnose(
+    denoiser: Denoiser,
+    x0: Tensor,
+    *,
+    interval: float | None = None,
+    every: int = 10,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
+    """Lipschitz curve, perturbation at t~ and loss for each noise level, over images x0 (B, *shape).
+
+    `interval` is t~ in t: by default where the conditioning's cells end, and a tenth of the range without cells. K is
+    measured at every timestep up to 2 t~ and at every `every`-th above. All noise follows from `seed`: two denoisers
+    that are diagnosed with one seed and the same images see the same x_t. `progress(done, pairs)` counts pairs
+    of timesteps.
+
+    >>> found = diagnose(PointCloud(torch.zeros(1, 64)).denoiser(DiscreteVP.linear()), torch.zeros(8, 64))
+    >>> found.summary()["max_at_timestep"]
+    0
+    """
+    process = denoiser.process
+    interval = interval or shared_interval(denoiser) or PAPER * process.end
+    if not 0 < interval <= process.end:
+        raise ArgumentError(f"the interval must end in (0, {process.end:g}], got {interval:g}")
+    if every < 1:
+        raise ArgumentError(f"every must be at least 1, got {every}")
+    t, count = nodes(process), timestep_count(process)
+    near = int((t <= 2 * interval).sum())
+    chosen = torch.tensor([k for k in range(count - 1) if k <= near or (k - near) % every == 0], dtype=torch.int64)
+    pairs = torch.stack([t[chosen], t[chosen + 1]], dim=1)
+
+    def noise() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    curve = lipschitz(denoiser, x0, times=pairs, generator=noise(), progress=progress)
+    return Diagnosis(
+        interval=interval,
+        images=len(x0),
+        told=denoiser.conditioning(t, process(t)),
+        unit="one timestep" if hasattr(process, "steps") else _stated_unit(process, count),
+        lipschitz=curve,
+        perturbation=perturbation(denoiser, x0, t=interval, generator=noise()),
+        losses=loss_by_noise(denoiser, x0, generator=noise()),
+    )
+
+
+def _stated_unit(process: Any, count: int) -> str:
+    return f"1/{count} of the range of t, because {type(process).__name__} has no timesteps"
