@@ -4,10 +4,14 @@ The convention. A ```python block is run; the blocks of a page share one namespa
 ```text block directly below a ```python block is all that it prints; without one it prints nothing. A ```console block
 holds `$ nearzero ...` lines, each run as the command, with what it prints below it, and `$ echo $?` for its exit code.
 Other blocks are not run.
+
+A page names a line of code as `solvers/sde.py:53`, from src/nearzero on, and quotes it: the next thing in backticks on
+the same line of the page is a part of line 53, spaces aside. scripts/docs_lines.py puts the numbers right.
 """
 
 import ast
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
@@ -24,11 +28,16 @@ import nearzero as nz
 from nearzero import registry
 
 ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src/nearzero"
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 HOSTS = {"arxiv.org", "openreview.net", "pytorch.org", "github.com"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HOST = re.compile(r"(?:https?://)?((?:[a-z0-9-]+\.)+(?:ai|com|dev|io|net|org))\b", re.IGNORECASE)
 every = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+_spec = importlib.util.spec_from_file_location("docs_lines", ROOT / "scripts/docs_lines.py")
+docs_lines = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(docs_lines)
 
 
 def blocks(page):
@@ -137,6 +146,112 @@ def test_named_objects_exist(page):
 def test_only_papers_and_their_code_are_linked(page):
     """The pages name no host but those of papers, PyTorch and GitHub."""
     assert {host.lower() for host in HOST.findall(page.read_text(encoding="utf-8"))} <= HOSTS
+
+
+@every
+def test_a_named_line_of_code_is_where_the_page_says(page):
+    """Every `file.py:LINE` is followed, on its line of the page, by a quote in backticks that this line of code holds."""
+    wrong = docs_lines.check(page.read_text(encoding="utf-8"))
+    assert not wrong, "\n".join([*wrong, f"lines have moved? This puts the numbers right: {docs_lines.COMMAND}"])
+
+
+def test_the_papers_page_names_lines():
+    """Control: the test above has something to hold, and its failure names a script that exists."""
+    assert len(docs_lines.references((ROOT / "docs/papers/etsdm.md").read_text(encoding="utf-8"))) > 50
+    assert (ROOT / docs_lines.COMMAND.split()[-1]).is_file()
+
+
+def test_lines_that_move_are_found_and_put_right(tmp_path):
+    """One line more at the top of a file, or one less: every name of a line of it is wrong, and right after mending."""
+    text = docs_lines.mend((ROOT / "docs/papers/etsdm.md").read_text(encoding="utf-8"))[0]
+    named = docs_lines.references(text)
+    for add in (["# one more"], []):
+        for file in {reference.file for reference in named}:
+            lines = (SOURCE / file).read_text(encoding="utf-8").split("\n")
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text("\n".join(add + lines if add else lines[1:]), encoding="utf-8")
+        assert len(docs_lines.check(text, tmp_path)) == len(named)
+        mended, moved, wrong = docs_lines.mend(text, tmp_path)
+        assert (len(moved), wrong, docs_lines.check(mended, tmp_path)) == (len(named), [], [])
+        there = [int(reference.number) for reference in docs_lines.references(mended)]
+        assert there == [int(reference.number) + (1 if add else -1) for reference in named]
+
+
+CODE = """def f(t):
+    a =  t + 1
+    return a
+
+
+def g(t):
+    b = t
+    b = t
+    return a
+"""
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A repository with one file, axis/code.py."""
+    (tmp_path / "src/nearzero/axis").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "src/nearzero/axis/code.py").write_text(CODE, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("| x | `axis/code.py:2` | `a = t + 1` |", None),  # right; spaces count as one
+        ("see `axis/code.py:9`, `return a`, and `axis/code.py:3`: `return  a`", None),
+        ("| x | `axis/code.py:3` | `a = t + 1` |", "| x | `axis/code.py:2` | `a = t + 1` |"),
+        ("`axis/code.py:1` `a = t + 1` `axis/code.py:12` `g(t)`", "`axis/code.py:2` `a = t + 1` `axis/code.py:6` `g(t)`"),
+        ("`axis/code.py:5` `return a`", "`axis/code.py:3` `return a`"),  # the nearest of lines 3 and 9
+        ("`axis/code.py:100` `return a`", "`axis/code.py:9` `return a`"),
+        ("```\n`axis/code.py:3`\n```\n`a`: `axis/code.py:7`, `def g`", "```\n`axis/code.py:3`\n```\n`a`: `axis/code.py:6`, `def g`"),
+        ("`axis/code.py`, `tests/code.py::test_f` and `4:3` name no line", None),
+    ],
+)  # fmt: skip
+def test_a_number_follows_its_quote(house, capsys, text, mended):
+    """The script rewrites wrong numbers and nothing else; then the checker is content and the script changes nothing."""
+    page, source = house / "docs/page.md", house / "src/nearzero"
+    page.write_text(text, encoding="utf-8")
+    assert bool(docs_lines.check(text, source)) == (mended is not None)
+    assert docs_lines.main(house) == 0
+    assert page.read_text(encoding="utf-8") == (mended or text)
+    assert capsys.readouterr().out.startswith("docs/page.md: `axis/code.py:" if mended else "")
+    assert docs_lines.check(page.read_text(encoding="utf-8"), source) == []
+    assert docs_lines.main(house) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("`axis/code.py:3`", "has no quote"),
+        ("`axis/code.py:3`\n`return a`", "has no quote"),  # on the next line of the page
+        ("`axis/code.py:3` `axis/code.py:2` `a = t + 1`", "has no quote"),
+        ("`axis/code.py:2-3` `a = t + 1`", "is not one line"),
+        ("`axis/code.py:2` `a = t + 2`", "no line of the file holds `a = t + 2`"),
+        ("`axis/none.py:2` `a = t + 1`", "there is no such file"),
+        ("`axis/code.py:6` `return a`", "lines 9 and 3 are as near"),
+    ],
+)
+def test_what_a_script_cannot_mend_is_an_error(house, capsys, text, message):
+    """It is left as it is, named with its page, and the exit code is 1."""
+    page = house / "docs/page.md"
+    page.write_text(text, encoding="utf-8")
+    assert len(docs_lines.check(text, house / "src/nearzero")) == 1
+    assert docs_lines.main(house) == 1
+    out, err = capsys.readouterr()
+    assert (out, page.read_text(encoding="utf-8")) == ("", text)
+    assert err.startswith("docs/page.md: `axis/") and message in err and err.count("\n") == 1
+
+
+def test_a_quote_must_tell_its_line_from_the_next(house):
+    """A quote that the line above or below holds too would not notice a move by one."""
+    for number in (7, 8):
+        (wrong,) = docs_lines.check(f"`axis/code.py:{number}` `b = t`", house / "src/nearzero")
+        assert "quote more" in wrong
 
 
 class Requests(HTMLParser):

@@ -83,8 +83,9 @@ class GaussianMixture:
     def __post_init__(self) -> None:
         for name in ("weights", "means", "covariances"):
             object.__setattr__(self, name, _tensor(getattr(self, name), name))
-        count, shape = len(self.means), tuple(self.means.shape[1:])
-        d = math.prod(shape)
+        if self.means.ndim < 2 or not self.means.numel():
+            raise ArgumentError(f"means must have shape (K, *shape), got {tuple(self.means.shape)}")
+        count, d = len(self.means), self.means[0].numel()
         if self.weights.shape != (count,) or self.covariances.shape != (count, d, d):
             raise ArgumentError(
                 f"a mixture of {count} components in {d} dimensions needs weights ({count},) and covariances "
@@ -94,10 +95,12 @@ class GaussianMixture:
         if not (bool((self.weights > 0).all()) and abs(total - 1) < 1e-6):
             raise ArgumentError(f"weights must be positive and sum to 1, got {self.weights.tolist()}, sum {total:g}")
         asymmetry = (self.covariances - self.covariances.mT).abs().max()
-        if bool(asymmetry > 1e-6 * self.covariances.abs().max()) or bool((self._axes[0] <= 0).any()):
+        least, most = self._axes[0].min().item(), self._axes[0].max().item()
+        rounding = d * torch.finfo(torch.float64).eps * most  # an eigenvalue below it may as well be 0
+        if bool(asymmetry > 1e-6 * self.covariances.abs().max()) or least <= rounding:
             raise ArgumentError(
                 f"covariances must be symmetric and positive definite: asymmetry {asymmetry:g}, smallest eigenvalue "
-                f"{self._axes[0].min():g}; for data without spread use nearzero.PointCloud"
+                f"{least:g}; for data without spread use nearzero.PointCloud"
             )
 
     @cached_property
@@ -113,19 +116,21 @@ class GaussianMixture:
     def _components(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k p_t(x | k) (B, K), and along the axes of each component x - alpha m and its variance, (B, K, d)."""
         variances, axes = self._axes
-        alpha, sigma = (value.double().reshape(-1, 1, 1) for value in level)
+        _check_shape(x, self.means)
+        alpha, sigma = (value.to(x.device, torch.float64).reshape(-1, 1, 1) for value in level)
         y = x.double().flatten(1)[:, None] - alpha * self._centres
         y = torch.einsum("bkd,kde->bke", y, axes)
         variance = alpha**2 * variances + sigma**2
         log_p = -0.5 * (y**2 / variance + variance.log() + math.log(math.tau)).sum(-1)
-        return self.weights.double().log() + log_p, y, variance
+        weights = self.weights.double()
+        return (weights / weights.sum()).log() + log_p, y, variance
 
     def posterior(self, x: Tensor, level: Level) -> Estimate:
         """E[x0 | x_t = x] and E[eps | x_t = x], shaped like x (B, *shape)."""
         log_p, y, variance = self._components(x, level)
         share = log_p.softmax(1)
         precise = share[..., None] * y / variance
-        alpha, sigma = (value.double().reshape(-1, 1) for value in level)
+        alpha, sigma = (value.to(x.device, torch.float64).reshape(-1, 1) for value in level)
         variances, axes = self._axes
         eps = sigma * torch.einsum("bke,kde->bd", precise, axes)
         x0 = share @ self._centres + alpha * torch.einsum("bke,kde->bd", variances * precise, axes)
@@ -145,7 +150,7 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor, level: Level | None = None) -> Tensor:
         """log density in nats of x (B, *shape), (B,): of the data, or of x_t at a level."""
-        return self._components(x, level or _DATA)[0].logsumexp(1).to(x.dtype)
+        return self._components(x, _DATA if level is None else level)[0].logsumexp(1).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,14 +182,18 @@ class PointCloud:
 
     def _rows(self, x: Tensor, level: Level) -> list[tuple[Tensor, Tensor, Tensor]]:
         """x (b, d), alpha and sigma (b, 1), cut so that b x N numbers take at most 32 MB."""
+        _check_shape(x, self.points)
         b = max(1, 2**22 // len(self.points))
-        columns = (x.double().flatten(1), *(value.double().expand(len(x))[:, None] for value in level))
+        values = (value.to(x.device, torch.float64).expand(len(x))[:, None] for value in level)
+        columns = (x.double().flatten(1), *values)
         return list(zip(*(column.split(b) for column in columns), strict=True))
 
-    def _logits(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """-|x - alpha p_i|^2 / (2 sigma^2) + |x|^2 / (2 sigma^2), (b, N)."""
+    def _squares(self, x: Tensor, alpha: Tensor) -> Tensor:
+        """|x - alpha p_i|^2, (b, N): by a matrix product, and directly for the nearest, where products cancel."""
         points, half = self._flat
-        return alpha * (x @ points.T - alpha * half) / sigma**2
+        squares = x.square().sum(1, keepdim=True) - 2 * alpha * (x @ points.T - alpha * half)
+        near = squares.topk(min(8, len(points)), largest=False).indices
+        return squares.scatter(1, near, (x[:, None] - alpha[:, None] * points[near]).square().sum(-1))
 
     def posterior(self, x: Tensor, level: Level) -> Estimate:
         """E[x0 | x_t = x] and E[eps | x_t = x], shaped like x (B, *shape)."""
@@ -192,7 +201,9 @@ class PointCloud:
         for y, alpha, sigma in self._rows(x, level):
             noisy = sigma > 0
             width = torch.where(noisy, sigma, 1.0)
-            x0 = torch.where(noisy, self._logits(y, alpha, width).softmax(1) @ self._flat[0], y)
+            squares = self._squares(y, alpha)
+            share = (-(squares - squares.amin(1, keepdim=True)) / width / width / 2).softmax(1)  # width^2 may underflow
+            x0 = torch.where(noisy, share @ self._flat[0], y)
             answers.append((x0, torch.where(noisy, (y - alpha * x0) / width, 0.0)))
         x0, eps = (torch.cat(column).reshape(x.shape).to(x.dtype) for column in zip(*answers, strict=True))
         return Estimate(x0, eps)
@@ -211,6 +222,7 @@ class PointCloud:
         The data have no density: log_prob(x) is log(how many points equal x / N), -inf off the set.
         Raises ArgumentError for a level with sigma = 0.
         """
+        _check_shape(x, self.points)
         log_count = math.log(len(self.points))
         if level is None:
             b = max(1, 2**22 // self.points.numel())
@@ -220,9 +232,17 @@ class PointCloud:
             raise ArgumentError("a finite set has no density at sigma = 0; leave out the level for log probabilities")
         found = []
         for y, alpha, sigma in self._rows(x, level):
-            squares = (y / sigma).square().sum(1) / 2 + y.shape[1] * (sigma[:, 0].log() + 0.5 * math.log(math.tau))
-            found.append(self._logits(y, alpha, sigma).logsumexp(1) - squares - log_count)
+            squares = self._squares(y, alpha)
+            least = squares.amin(1, keepdim=True)
+            near = (-(squares - least) / sigma / sigma / 2).logsumexp(1) - (least / sigma / sigma / 2)[:, 0]
+            found.append(near - y.shape[1] * (sigma[:, 0].log() + 0.5 * math.log(math.tau)) - log_count)
         return torch.cat(found).to(x.dtype)
+
+
+def _check_shape(x: Tensor, data: Tensor) -> None:
+    """Raises ArgumentError unless x (B, *shape) is shaped like data (N, *shape)."""
+    if x.shape[1:] != data.shape[1:]:
+        raise ArgumentError(f"x must be (B, {', '.join(map(str, data.shape[1:]))}), got {tuple(x.shape)}")
 
 
 def _tensor(value: object, name: str) -> Tensor:

@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "Train E-TSDM on the embedded images for a few minutes and look at samples.",
     "train": "Train a recipe on a folder of images.",
     "sample": "Draw images from a trained run.",
+    "diagnose": "Measure a trained network near t = 0: Lipschitz constants, loss, stability.",
     "recipes": "List recipes, show one, or show where two differ.",
 }
 

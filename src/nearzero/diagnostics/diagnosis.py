@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ PAPER = 0.1  # E-TSDM's interval, 100 of 1000 timesteps, as a share of the range
 class Diagnosis:
     """What `diagnose` found. `interval` is t~ in t, `images` how many it used, `told` the condition at each timestep.
 
-    `unit` says in words what one timestep is.
+    `unit` says in words what a timestep is where the process has none, and is empty where it has.
     """
 
     interval: float
@@ -73,7 +73,9 @@ class Diagnosis:
             for name, columns in fields.items()
         }
         summary = {name: _known(value) for name, value in self.summary().items()}
-        return {"interval": self.interval, "images": self.images, "unit": self.unit, "summary": summary, **curves}
+        told = self.told.tolist()
+        alone = {"interval": self.interval, "images": self.images, "unit": self.unit, "summary": summary, "told": told}
+        return {**alone, **curves}
 
 
 def _known(value: float) -> float | None:
@@ -92,26 +94,30 @@ def diagnose(
     interval: float | None = None,
     every: int = 10,
     seed: int = 0,
+    condition: Mapping[str, Tensor] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Lipschitz curve, perturbation at t~ and loss for each noise level, over images x0 (B, *shape).
 
     `interval` is t~ in t: by default where the conditioning's cells end, and a tenth of the range without cells. K is
     measured at every timestep up to 2 t~ and at every `every`-th above. All noise follows from `seed`: two denoisers
-    that are diagnosed with one seed and the same images see the same x_t. `progress(done, pairs)` counts pairs
-    of timesteps.
+    that are diagnosed with one seed and the same images see the same x_t. `condition` is `lipschitz`'s, and
+    `progress(done, pairs)` is called as pairs of timesteps are done.
 
     >>> found = diagnose(PointCloud(torch.zeros(1, 64)).denoiser(DiscreteVP.linear()), torch.zeros(8, 64))
     >>> found.summary()["max_at_timestep"]
     0
     """
     process = denoiser.process
-    interval = interval or shared_interval(denoiser) or PAPER * process.end
-    if not 0 < interval <= process.end:
-        raise ArgumentError(f"the interval must end in (0, {process.end:g}], got {interval:g}")
+    if interval is None:
+        interval = shared_interval(denoiser) or PAPER * process.end
+    t, count = nodes(process), timestep_count(process)
+    if not t[0] <= interval <= process.end:
+        raise ArgumentError(
+            f"the interval must hold a timestep and end in [{t[0].item():g}, {process.end:g}], got {interval:g}"
+        )
     if every < 1:
         raise ArgumentError(f"every must be at least 1, got {every}")
-    t, count = nodes(process), timestep_count(process)
     near = int((t <= 2 * interval).sum())
     chosen = torch.tensor([k for k in range(count - 1) if k <= near or (k - near) % every == 0], dtype=torch.int64)
     pairs = torch.stack([t[chosen], t[chosen + 1]], dim=1)
@@ -119,17 +125,17 @@ def diagnose(
     def noise() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
-    curve = lipschitz(denoiser, x0, times=pairs, generator=noise(), progress=progress)
+    curve = lipschitz(denoiser, x0, times=pairs, generator=noise(), condition=condition, progress=progress)
     return Diagnosis(
         interval=interval,
         images=len(x0),
         told=denoiser.conditioning(t, process(t)),
-        unit="one timestep" if hasattr(process, "steps") else _stated_unit(process, count),
+        unit="" if hasattr(process, "steps") else _stated_unit(process, count),
         lipschitz=curve,
-        perturbation=perturbation(denoiser, x0, t=interval, generator=noise()),
-        losses=loss_by_noise(denoiser, x0, generator=noise()),
+        perturbation=perturbation(denoiser, x0, t=interval, generator=noise(), condition=condition),
+        losses=loss_by_noise(denoiser, x0, generator=noise(), condition=condition),
     )
 
 
 def _stated_unit(process: Any, count: int) -> str:
-    return f"1/{count} of the range of t, because {type(process).__name__} has no timesteps"
+    return f"{type(process).__name__} has no timesteps: one is taken as 1/{count} of the range of t."

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from nearzero.denoiser import Denoiser
 from nearzero.diagnostics.probe import (
+    batch_size,
     check_finite,
     check_images,
     check_pairs,
     draw,
     evaluating,
-    images_at_once,
     one_timestep,
     part,
     slices,
+    spread,
 )
 from nearzero.errors import ArgumentError
 
@@ -48,7 +49,7 @@ class LipschitzCurve:
 
     @property
     def total_variation(self) -> float:
-        """sum_i E |F(x, t_i) - F(x, t_i')|: how far the answer moves in all, however the change is spread."""
+        """sum_i E |F(x, t_i) - F(x, t_i')| over these pairs: how far the answer moves in all, however it is spread."""
         return (self.value * (self.until - self.times)).sum().item() / self.timestep
 
     def between(self, start: float, end: float) -> LipschitzCurve:
@@ -60,7 +61,12 @@ class LipschitzCurve:
 
     @property
     def exponent(self) -> float:
-        """p of K ~ t^-p: minus the least-squares slope of log K against log t, over these pairs."""
+        """p of K ~ t^-p: minus the least-squares slope of log K against log t, over these pairs.
+
+        Raises ArgumentError where there are fewer than two, one starts at 0, or K is 0.
+        """
+        if len(self.times) < 2 or not bool(((self.times > 0) & (self.value > 0)).all()):
+            raise ArgumentError("an exponent needs at least two pairs of times above 0, with K above 0 at each")
         x, y = (self.times * self.until).sqrt().log(), self.value.log()
         x, y = x - x.mean(), y - y.mean()
         return -((x * y).sum() / (x * x).sum()).item()
@@ -96,12 +102,12 @@ def lipschitz(
     >>> K.value / (20 * (1 - sigma[:-1] / sigma[1:]))       # the law of data at one point, sqrt(d) = 20
     tensor([1.0015, 1.0015], dtype=torch.float64)
     """
+    check_images(x0, condition)
     pairs = check_pairs(times, denoiser.process)
-    check_images(x0)
     probe = _Probe(denoiser, x0, draw(x0, generator), pairs)
     moves = (probe.told.diff(dim=1) != 0) | (probe.scale.diff(dim=1) != 0)
     norms = torch.zeros(len(pairs), len(x0), dtype=torch.float64)
-    batch = batch or images_at_once(x0)
+    batch = batch_size(x0, batch)
     half, step = max(1, batch // 2), max(1, min(4, batch // (2 * len(x0))))
     with torch.inference_mode(), evaluating(denoiser):
         for start in range(0, len(pairs), step):
@@ -111,9 +117,9 @@ def lipschitz(
             if progress is not None:
                 progress(min(start + step, len(pairs)), len(pairs))
     unit = one_timestep(denoiser.process)
-    gap = (pairs[:, 1] - pairs[:, 0]) / unit
-    spread = norms.std(1, correction=1) / len(x0) ** 0.5 if len(x0) > 1 else torch.full_like(gap, torch.nan)
-    return LipschitzCurve(pairs[:, 0], norms.mean(1) / gap, spread / gap, pairs[:, 1], unit)
+    t, until = pairs.double().unbind(1)
+    gap = (until - t) / unit
+    return LipschitzCurve(t, norms.mean(1) / gap, spread(norms) / len(x0) ** 0.5 / gap, until, unit)
 
 
 class _Probe:
@@ -121,9 +127,8 @@ class _Probe:
 
     def __init__(self, denoiser: Denoiser, x0: Tensor, eps: Tensor, pairs: Tensor) -> None:
         self.denoiser, self.x0, self.eps, self.pairs = denoiser, x0, eps, pairs
-        t = pairs.flatten()
-        level = denoiser.process(t)
-        self.told = denoiser.conditioning(t, level).reshape(-1, 2)
+        level = denoiser.process(pairs.flatten().double())
+        self.told = denoiser.conditioning(pairs.flatten(), level).reshape(-1, 2)  # edges are compared in t's dtype
         self.scale = denoiser.parameterization.input_scale(level).reshape(-1, 2)
         self.alpha, self.sigma = (value.reshape(-1, 2)[:, 0].tolist() for value in level)
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from nearzero.denoiser import Denoiser
 from nearzero.diagnostics.probe import (
+    batch_size,
     check_finite,
     check_images,
     draw,
     evaluating,
-    images_at_once,
     part,
     slices,
+    spread,
     spread_nodes,
 )
 from nearzero.errors import ArgumentError
@@ -62,11 +63,11 @@ def loss_by_noise(
     >>> loss_by_noise(delta, torch.zeros(10, 64), times=torch.tensor([0.1, 1.0])).value.max() < 1e-12
     tensor(True)
     """
-    check_images(x0)
+    check_images(x0, condition)
     t = check_times(spread_nodes(denoiser.process, 25) if times is None else times, denoiser.process.end)
     if t.ndim != 1 or not len(t):
         raise ArgumentError(f"times must be (n,) with n at least 1, got {tuple(t.shape)}")
-    eps, batch = draw(x0, generator), batch or images_at_once(x0)
+    eps, batch = draw(x0, generator), batch_size(x0, batch)
     losses = torch.zeros(2, len(t), len(x0), dtype=torch.float64)
     level = denoiser.process(t.double().cpu())
     with torch.inference_mode(), evaluating(denoiser):
@@ -81,5 +82,5 @@ def loss_by_noise(
                     row[i, images] = (answer - target).double().flatten(1).square().mean(1).cpu()
             if progress is not None:
                 progress(i + 1, len(t))
-    std = losses[0].std(1, correction=0)
-    return NoiseLevels(t.double().cpu(), level.sigma / level.alpha, losses[0].mean(1), std, losses[1].mean(1))
+    mean, silent = losses.mean(2)
+    return NoiseLevels(t.double().cpu(), level.sigma / level.alpha, mean, spread(losses[0]), silent)

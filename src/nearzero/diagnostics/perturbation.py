@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nearzero.denoiser import Denoiser
-from nearzero.diagnostics.probe import check_finite, check_images, draw, evaluating, images_at_once, part, slices
+from nearzero.diagnostics.probe import batch_size, check_finite, check_images, draw, evaluating, part, slices, spread
 from nearzero.errors import ArgumentError
 
 
@@ -45,23 +45,24 @@ def perturbation(
 
     >>> still = Denoiser(Zero(), LinearVP(), Epsilon(), Time())          # x0^ = x / alpha
     >>> perturbation(still, torch.zeros(50, 1000), t=0.0, scales=[0.1]).value
-    tensor([0.0999], dtype=torch.float64)
+    tensor([0.1002], dtype=torch.float64)
     """
-    check_images(x0)
+    check_images(x0, condition)
+    scales = [float(scale) for scale in scales]
     if not scales or not all(0 < scale < float("inf") for scale in scales):
-        raise ArgumentError(f"perturbation needs positive scales, got {list(scales)}")
+        raise ArgumentError(f"perturbation needs positive scales, got {scales}")
     generator = generator or torch.Generator().manual_seed(0)
     eps, n = draw(x0, generator), draw(x0, generator)
     errors = torch.zeros(len(scales), len(x0), dtype=torch.float64)
     time = torch.tensor([t], dtype=torch.float64)
     alpha, sigma = (value.item() for value in denoiser.process(time))
     with torch.inference_mode(), evaluating(denoiser):
-        for images in slices(len(x0), batch or images_at_once(x0)):
+        for images in slices(len(x0), batch_size(x0, batch)):
             told = part(condition, images)
             x = alpha * x0[images] + sigma * eps[images]
             clean = check_finite(denoiser(x, t, **told).x0, time)
             for i, scale in enumerate(scales):
                 moved = check_finite(denoiser(x + scale * n[images], t, **told).x0, time)
                 errors[i, images] = (moved - clean).double().flatten(1).square().mean(1).sqrt().cpu()
-    spread = errors.std(1, correction=1) / len(x0) ** 0.5 if len(x0) > 1 else torch.full((len(scales),), torch.nan)
-    return Perturbation(torch.tensor(scales, dtype=torch.float64), errors.mean(1), spread.double(), t)
+    stderr = spread(errors) / len(x0) ** 0.5
+    return Perturbation(torch.tensor(scales, dtype=torch.float64), errors.mean(1), stderr, t)

@@ -37,8 +37,8 @@ def spread_nodes(process: Process, count: int) -> Tensor:
 
 
 def check_pairs(times: Tensor | None, process: Process) -> Tensor:
-    """Pairs (n, 2) of times t < t', float64 on the CPU: of neighbours (n + 1,), as given (n, 2), or of all nodes."""
-    t = check_times(nodes(process) if times is None else times, process.end).to("cpu", torch.float64)
+    """Pairs (n, 2) of times t < t' in their own dtype: of neighbours (n + 1,), as given (n, 2), or of all nodes."""
+    t = check_times(nodes(process) if times is None else times, process.end).cpu()
     pairs = torch.stack([t[:-1], t[1:]], dim=1) if t.ndim == 1 else t
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
         raise ArgumentError(f"times must be (n + 1,) with n at least 1, or pairs (n, 2); got {tuple(t.shape)}")
@@ -49,13 +49,18 @@ def check_pairs(times: Tensor | None, process: Process) -> Tensor:
     return pairs
 
 
-def check_images(x0: Tensor) -> None:
-    """Raises ArgumentError unless x0 is a float tensor (B, ...) of at least one image."""
-    if not (torch.is_tensor(x0) and x0.is_floating_point() and x0.ndim > 1 and len(x0)):
+def check_images(x0: Tensor, condition: Mapping[str, Tensor] | None) -> None:
+    """Raises ArgumentError unless x0 is a finite float tensor (B, ...) and `condition` has an entry for each image."""
+    if not (torch.is_tensor(x0) and x0.is_floating_point() and x0.ndim > 1 and x0.numel()):
         kind = f"{x0.dtype} {tuple(x0.shape)}" if torch.is_tensor(x0) else type(x0).__name__
         raise ArgumentError(
             f"x0 must be a float tensor (B, ...) of at least one image as the codec encodes it, got {kind}"
         )
+    if not bool(x0.isfinite().all()):
+        raise ArgumentError("x0 holds numbers that are not finite")
+    for name, value in (condition or {}).items():
+        if len(value) != len(x0):
+            raise ArgumentError(f"condition {name!r} has {len(value)} entries for {len(x0)} images; give one for each")
 
 
 def draw(x0: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -64,9 +69,16 @@ def draw(x0: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
 
 
-def images_at_once(x0: Tensor) -> int:
-    """How many images go through the network at once: 256, fewer of more than 4,096 numbers each."""
-    return max(2, min(256, 2**20 // x0[0].numel()))
+def batch_size(x0: Tensor, batch: int | None) -> int:
+    """How many images go through the network at once: 256, fewer of more than 4,096 numbers each, unless given."""
+    if batch is not None and batch < 1:
+        raise ArgumentError(f"batch must be at least 1, got {batch}")
+    return batch or max(2, min(256, 2**20 // x0[0].numel()))
+
+
+def spread(values: Tensor) -> Tensor:
+    """The standard deviation over images, (n, images) -> (n,); NaN, unknown, for one image."""
+    return values.std(1) if values.shape[1] > 1 else values.new_full((len(values),), torch.nan)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Pages that open in a browser: self-contained, without scripts and without requests."""

@@ -1,0 +1,105 @@
+"""What a page says of diagnoses: the same sections for one network, for two, and for the demo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from nearzero.diagnostics.diagnosis import Diagnosis
+from nearzero.diagnostics.lipschitz import LipschitzCurve
+from nearzero.report import figures
+from nearzero.report.page import Picture, Section, Table
+
+
+def number(value: float, stderr: float = math.nan) -> str:
+    """Three significant digits, with its standard error where there is one."""
+    if not math.isfinite(value):
+        return "unknown"
+    if not math.isfinite(stderr):
+        return f"{value:.3g}"
+    digits = max(0, 1 - math.floor(math.log10(stderr))) if stderr > 0 else 2
+    return f"{value:.{digits}f} ± {stderr:.{digits}f}" if digits < 7 else f"{value:.3g} ± {stderr:.1g}"
+
+
+def rows(found: Mapping[str, Diagnosis]) -> list[tuple[str, ...]]:
+    """The numbers of each network side by side, ready for a table: a label, then a cell for each."""
+    summaries = [one.summary() for one in found.values()]
+    end = next(iter(found.values())).interval
+    scale = summaries[0]["perturbation_scale"]
+    lines = {
+        f"largest K on [0, {end:g}], per timestep": [number(s["max"], s["max_stderr"]) for s in summaries],
+        "timestep of the largest K": [str(s["max_at_timestep"]) for s in summaries],
+        f"total variation of the answer on [0, {end:g}]": [number(s["total_variation"]) for s in summaries],
+        f"largest K above {end:g}, per timestep": [number(s["max_above"]) for s in summaries],
+        f"change of x0 at t = {end:g} by noise of {scale:g} (rms)": [
+            number(s["perturbation"], s["perturbation_stderr"]) for s in summaries
+        ],
+        "loss at the first timestep": [number(s["loss_first"]) for s in summaries],
+        "mean loss over noise levels": [number(s["loss"]) for s in summaries],
+    }
+    return [(label, *cells) for label, cells in lines.items()]
+
+
+def table(found: Mapping[str, Diagnosis]) -> Table:
+    """The numbers, with what they were measured on."""
+    one = next(iter(found.values()))
+    caption = f"{one.images} images, the same noise for every network; ± one standard error. {one.unit}".strip()
+    return Table(("", *found), rows(found), caption)
+
+
+def curves(found: Mapping[str, Diagnosis]) -> dict[str, LipschitzCurve]:
+    """The Lipschitz curves alone."""
+    return {name: one.lipschitz for name, one in found.items()}
+
+
+def near_picture(found: Mapping[str, Diagnosis], limits: tuple[float, float] | None = None) -> Picture:
+    """K near t = 0 with the condition that the network is told."""
+    interval = max(one.interval for one in found.values())
+    told = {name: one.told for name, one in found.items()}
+    return Picture(
+        figures.near_zero(curves(found), interval, told=told, limits=limits),
+        alt=f"Lipschitz constants K(k, k+1) of {_names(found)} against the timestep, and the condition each is told",
+        caption="Above: how far the network's answer moves from one timestep to the next (logarithmic; band: two "
+        "standard errors). Below: the condition that it is told. Inside a shared cell the answer does not move at all.",
+    )
+
+
+def other_pictures(found: Mapping[str, Diagnosis]) -> tuple[Picture, ...]:
+    """K over all timesteps, the loss at each noise level, the effect of a perturbed input."""
+    names, t = _names(found), next(iter(found.values())).interval
+    return (
+        Picture(
+            figures.whole_range(curves(found)),
+            alt=f"Lipschitz constants of {names} over all timesteps, both axes logarithmic",
+            caption="The same K over all timesteps, both axes logarithmic.",
+        ),
+        Picture(
+            figures.noise_levels(found),
+            alt=f"Loss of {names} against the noise level sigma / alpha, both axes logarithmic",
+            caption="Loss of the output at each noise level (mean; band: one standard deviation over images).",
+        ),
+        Picture(
+            figures.perturbations(found),
+            alt=f"Change of the estimated image of {names} against the scale of noise added to the input",
+            caption=f"How far the estimate of x0 moves when noise is added to x_t at t = {t:g} (two standard errors).",
+        ),
+    )
+
+
+def section(found: Mapping[str, Diagnosis]) -> Section:
+    """Everything about these networks near t = 0."""
+    shared = [name for name, one in found.items() if bool((one.near.value == 0).any())]
+    text = [
+        "K(k, k+1) is the mean distance between the network's answers to one noisy image when it is told timestep k "
+        "and timestep k + 1 (E-TSDM, Eq. 8). The total variation adds these changes up over the interval."
+    ]
+    if shared:
+        text.append(
+            f"{' and '.join(shared)} shares its condition in cells: K is exactly 0 inside them, and the whole change "
+            "sits on their edges. So the maximum can grow while the total variation shrinks; both stand below."
+        )
+    return Section("Near t = 0", text, (near_picture(found), *other_pictures(found)), (table(found),))
+
+
+def _names(found: Mapping[str, Diagnosis]) -> str:
+    return " and ".join(found)
