@@ -363,36 +363,12 @@ def test_ctrl_c_then_resume_is_one_run(folder, tmp_path):
     assert newest(stopped) == newest(whole)
 
 
-def test_the_demo_replaces_only_a_demo(run_folder, capsys):
-    """A run that is no demo is refused and left as it was."""
-    before = tree(run_folder)
-    assert run(["demo", "--seconds", "1", "--out", str(run_folder)]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert tree(run_folder) == before
-
-
 def test_a_run_among_its_images_is_refused(run_folder, capsys):
     """--out below --data, or the other way round, would train on previews or delete the images."""
     images = write_folder(run_folder / "images")
     for data, out in ((images, images / "run"), (images, run_folder)):
         assert run(["train", "etsdm", "--data", str(data), "--out", str(out), "--overwrite"]) == 2
         assert "lie in each other" in capsys.readouterr().err
-
-
-def test_the_demo_and_its_advice(tmp_path, monkeypatch, capsys):
-    """The demo trains, draws 64 samples, and the command that it prints at the end goes on with its run."""
-    monkeypatch.chdir(tmp_path)
-    assert run(["demo", "--seconds", "1", "--device", "cpu"]) == 0
-    out, _ = capsys.readouterr()
-    made = nz.Run.load("nearzero-demo")
-    steps = made.step
-    assert (made.recipe.name, made.data["count"], made.recipe.network.size) == ("etsdm", 2000, 16)
-    grid, sheet = read("nearzero-demo/samples.png"), contact_sheet(to_bytes(made.sample(range(64))))
-    scale = grid.shape[-1] // sheet.shape[-1]
-    assert torch.equal(grid[:, ::scale, ::scale], sheet)
-    advice = out.strip().split("go on with: nearzero ")[1]
-    assert run(shlex.split(advice)) == 0, capsys.readouterr().err
-    assert nz.Run.load("nearzero-demo").step == 2 * steps
 
 
 # ---- bad input
@@ -490,8 +466,14 @@ BAD = {
     "sample run --out drawn": (2, "drawn/000003.png exists; use --overwrite"),
     "recipes etsmd": (2, "unknown recipe 'etsmd'; did you mean 'etsdm'"),
     "recipes ddpm etsmd": (2, "unknown recipe 'etsmd'"),
-    "demo --out folder": (2, "folder exists and is no run folder"),
+    "demo --out folder": (2, "folder holds .*, which is no part of a demo"),
+    "demo --out run": (2, "run holds .*, which is no part of a demo"),
+    "demo --out file": (2, "file exists and is no run folder"),
+    "demo --out file/x": (7, "file/x"),
     "demo --seconds 0": (2, "--seconds.*0"),
+    "demo --samples 2": (2, "--samples.*2"),
+    "demo --samples 1001": (2, "--samples and --probes go up to 1000"),
+    "demo --probes 1": (2, "--probes.*1"),
 }  # fmt: skip
 
 

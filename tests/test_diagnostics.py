@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import nearzero as nz
 from nearzero.errors import ArgumentError, NumericalError
+from nearzero.randomness import probe_generator
 
 law = settings(deadline=None, derandomize=True, max_examples=25)
 F64 = torch.float64
@@ -118,9 +119,9 @@ def images(*shape, dtype=F64):
     return torch.randn(shape or SHAPE, generator=torch.Generator().manual_seed(77), dtype=dtype)
 
 
-def noise(x0, seed=0, count=1):
-    """The first `count` draws of a seed."""
-    generator = torch.Generator().manual_seed(seed)
+def noise(x0, generator=None, count=1):
+    """The first `count` draws of a generator, by default the measurements' own."""
+    generator = generator or probe_generator(0)
     drawn = [torch.randn(x0.shape, generator=generator, dtype=x0.dtype) for _ in range(count)]
     return drawn[0] if count == 1 else drawn
 
@@ -413,14 +414,15 @@ measures = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 
 @measures
 def test_the_noise_is_the_generators(measure):
-    """One seed, one measurement, bit by bit; seed 0 without a generator; another seed, other numbers; torch's own generator neither read nor moved."""
+    """One seed, one measurement, bit by bit; without a generator a fixed one, which is not torch's of seed 0; another seed, other numbers; torch's own generator neither read nor moved."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = measure(ripple(), images())
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     assert torch.equal(measure(ripple(), images()), first)
-    assert torch.equal(measure(ripple(), images(), generator=seeded(0)), first)
+    assert torch.equal(measure(ripple(), images(), generator=probe_generator(0)), first)
+    assert bool((measure(ripple(), images(), generator=seeded(0)) != first).all())
     third = measure(ripple(), images(), generator=seeded(3))
     assert torch.equal(measure(ripple(), images(), generator=seeded(3)), third)
     assert bool((third != first).all())
@@ -504,7 +506,7 @@ def test_progress_is_counted():
 def test_a_silent_network_passes_the_error_on(t, scale):
     """F = 0: x0^ is x / alpha for Epsilon and alpha x for Velocity, so error(s) = s / alpha rms(n) and s alpha rms(n), n the second draw."""
     x0 = images()
-    _, n = noise(x0, 4, 2)
+    _, n = noise(x0, seeded(4), 2)
     rms = [math.sqrt((one**2).mean().item()) for one in n]
     (mean,), (error,) = mean_and_error([rms])
     alpha, _ = level_at(DDPM, t)
@@ -593,7 +595,7 @@ def test_the_loss_is_that_of_training(case):
     found = nz.loss_by_noise(denoiser, x0, times=times, generator=seeded(9), condition={"label": LABEL}, batch=2)
     for i, t in enumerate(times.tolist()):
         objective = nz.Regression(Fixed(t), nz.Simple())
-        losses = objective(denoiser, x0, torch.full((3,), 0.5, dtype=F64), noise(x0, 9), label=LABEL)
+        losses = objective(denoiser, x0, torch.full((3,), 0.5, dtype=F64), noise(x0, seeded(9)), label=LABEL)
         close(found.value[i], losses.mean())
         close(found.std[i], losses.std())
     assert torch.equal(found.times, times)
@@ -682,16 +684,20 @@ def test_timesteps_are_counted_from_zero(process):
 
 
 def test_a_diagnosis_is_its_three_measurements():
-    """With seed s the curve, the perturbation at t~ and the losses are those of the three functions with a generator of seed s each."""
+    """With seed s the curve, the perturbation at t~ and the losses are those of the three functions with probe_generator(s) each."""
     denoiser, x0 = ripple(SHARED), images()
     found = nz.diagnose(denoiser, x0, seed=6, every=50)
     pairs = torch.stack([found.lipschitz.times, found.lipschitz.until], 1)
     for mine, other, columns in (
-        (found.lipschitz, nz.lipschitz(denoiser, x0, times=pairs, generator=seeded(6)), ("value", "stderr")),
-        (found.perturbation, nz.perturbation(denoiser, x0, t=0.1, generator=seeded(6)), ("scales", "value", "stderr")),
+        (found.lipschitz, nz.lipschitz(denoiser, x0, times=pairs, generator=probe_generator(6)), ("value", "stderr")),
+        (
+            found.perturbation,
+            nz.perturbation(denoiser, x0, t=0.1, generator=probe_generator(6)),
+            ("scales", "value", "stderr"),
+        ),
         (
             found.losses,
-            nz.loss_by_noise(denoiser, x0, generator=seeded(6)),
+            nz.loss_by_noise(denoiser, x0, generator=probe_generator(6)),
             ("times", "value", "std", "silent", "noise"),
         ),
     ):
@@ -714,7 +720,7 @@ def test_two_denoisers_of_one_seed_see_the_same_states():
     rows = {tuple(row) for row in seen.flatten(1).tolist()}
     fewer = {tuple(row) for row in torch.cat(shared.network.seen).flatten(1).tolist()}
     assert fewer < rows
-    eps, moved = noise(x0, 8, 2)
+    eps, moved = noise(x0, probe_generator(8), 2)
     first = [*range(200), *range(200, 999, 100)]
     levels = DDPM(torch.cat([NODES[first], nz.loss_by_noise(ripple(), x0).times])).alpha.tolist()
     expected = [alpha * x0 + math.sqrt(1 - alpha**2) * eps for alpha in levels]

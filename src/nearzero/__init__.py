@@ -34,6 +34,7 @@ _NAMES = {
     "networks.unet": ["UNet"],
     "data.images": ["Images", "embedded"],
     "data.folder": ["read_folder"],
+    "metrics.energy": ["Distance", "energy_distance"],
     "recipes": ["Recipe"],
     "run": ["Run"],
     "training.loop": ["train"],

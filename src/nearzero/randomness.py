@@ -27,6 +27,7 @@ class Stream(IntEnum):
     FLIP = 2
     ORDER = 3
     NETWORK = 4
+    PROBE = 5
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -75,6 +76,11 @@ def normal(seed: int, stream: Stream, index: Tensor, shape: tuple[int, ...]) -> 
 def step_seed(seed: int, step: int) -> int:
     """A seed of 32 bits for torch's own generator during a training step."""
     return int(words(seed, Stream.NETWORK, torch.tensor([step]), 1)[0].item())
+
+
+def probe_generator(seed: int) -> torch.Generator:
+    """A generator for measurements, unlike torch's of the same seed, with which their data may have been drawn."""
+    return torch.Generator().manual_seed(int(words(seed, Stream.PROBE, torch.tensor([0]), 1)[0].item()))
 
 
 @functools.lru_cache(maxsize=2)

@@ -12,7 +12,7 @@ import nearzero
 from nearzero.errors import ArgumentError, NearzeroError, did_you_mean
 
 COMMANDS = {
-    "demo": "Train E-TSDM on the embedded images for a few minutes and look at samples.",
+    "demo": "Train DDPM and E-TSDM for a few minutes and see what sharing does near t = 0.",
     "train": "Train a recipe on a folder of images.",
     "sample": "Draw images from a trained run.",
     "diagnose": "Measure a trained network near t = 0: Lipschitz constants, loss, stability.",

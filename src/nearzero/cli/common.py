@@ -104,6 +104,23 @@ def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
         yield lambda count, note="": bar.update(task, advance=count, note=note)
 
 
+@contextlib.contextmanager
+def reporting(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """The same for work that tells its own total: yields show(done, of), whose first call opens the bar."""
+    seen = 0
+    with contextlib.ExitStack() as stack:
+        bar: Advance | None = None
+
+        def show(done: int, of: int) -> None:
+            nonlocal bar, seen
+            if bar is None:
+                bar = stack.enter_context(progress(label, of, unit))
+            bar(done - seen, "")
+            seen = done
+
+        yield show
+
+
 def _speed_column(unit: str) -> Any:
     from rich.progress import ProgressColumn, Task
     from rich.text import Text
@@ -156,15 +173,5 @@ def load_images(data: Path | None, size: int | None, channels: int | None) -> Im
         if channels not in (None, 1):
             raise ArgumentError(f"--channels {channels}: the embedded images are grey; give a folder with --data")
         return embedded(size)
-    seen = 0
-    with contextlib.ExitStack() as stack:
-        bar: Advance | None = None
-
-        def show(done: int, total: int) -> None:
-            nonlocal bar, seen
-            if bar is None:
-                bar = stack.enter_context(progress("reading images", total, "images"))
-            bar(done - seen, "")
-            seen = done
-
+    with reporting("reading images", "images") as show:
         return read_folder(data, size=size, channels=channels, progress=show)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from nearzero.cli.common import device_option, duration, emit, json_option, pick_device, progress, say
+from nearzero.cli.common import device_option, duration, emit, json_option, pick_device, reporting, say
 
 
 @click.command()
@@ -17,72 +16,80 @@ from nearzero.cli.common import device_option, duration, emit, json_option, pick
     default=Path("nearzero-demo"),
     show_default=True,
     metavar="DIR",
-    help="Run folder; an older demo there is replaced.",
+    help="Folder of both runs and the page; an older demo there is replaced.",
 )
 @click.option(
-    "--seconds", type=click.IntRange(min=1), default=120, show_default=True, metavar="S", help="How long to train."
+    "--seconds",
+    type=click.IntRange(min=1),
+    default=180,
+    show_default=True,
+    metavar="S",
+    help="How long to train, both together.",
+)
+@click.option(
+    "--samples", type=click.IntRange(min=2), default=64, show_default=True, metavar="N", help="Images a grid."
+)
+@click.option(
+    "--probes", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="Images for the diagnosis."
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="K", help="Seed of the training."
 )
+@click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
 @device_option
 @json_option
-def command(out: Path, seconds: int, seed: int, device: str, as_json: bool) -> None:
-    """Train E-TSDM on 2,000 embedded images of clothing at 16 x 16 pixels, then sample 64 of its own.
+def command(
+    out: Path, seconds: int, samples: int, probes: int, seed: int, show: bool, device: str, as_json: bool
+) -> None:
+    """Train DDPM and E-TSDM side by side on 2,000 embedded images, and see what sharing does near t = 0.
 
     \b
-    nearzero demo
-    nearzero demo --seconds 420
+    nearzero demo --open
+    nearzero demo --seconds 600
+
+    Writes DIR/index.html, one page with samples, Lipschitz curves and numbers; DIR/demo.json, the numbers;
+    DIR/ddpm and DIR/etsdm, two runs to go on with.
     """
     import time
 
     from nearzero.data import embedded
-    from nearzero.files import grid_png, to_bytes, write_bytes
-    from nearzero.recipes import etsdm, small
-    from nearzero.run import Run, is_run
-    from nearzero.training.loop import check_folder, train
-    from nearzero.training.preflight import measure
+    from nearzero.experiments import demo
+    from nearzero.files import write_json
+    from nearzero.report.demo import page, summary
 
     start = time.monotonic()
-    overwrite = is_run(out) and bool((Run.load(out).data.get("source") or {}).get("demo"))
-    check_folder(out, resume=False, overwrite=overwrite)
+    demo.check_place(out)
     device = pick_device(device)
     images = embedded(16)
-    recipe = small(etsdm(), images.size, images.channels)
-    cost = measure(recipe, out, device)
-    steps = max(1, round(seconds * cost.images_per_second / recipe.training.batch))
-    recipe = replace(recipe, training=replace(recipe.training, steps=steps))
-    size = recipe.training.batch
+    if max(samples, probes) > len(images) // 2:
+        raise click.UsageError(f"--samples and --probes go up to {len(images) // 2}, half of the embedded images")
+    recipes = demo.recipes(images, seconds, out, device)
+    training = recipes["ddpm"].training
     say(
-        f"E-TSDM on {len(images):,} images of clothing, 16 x 16: {cost.parameters:,} parameters, "
-        f"{steps:,} steps of {size} images, about {duration(seconds)}"
+        f"DDPM and E-TSDM on {len(images):,} images of clothing, 16 x 16: {training.steps:,} steps of "
+        f"{training.batch} images each, about {duration(seconds)}; then samples, diagnosis and the page"
     )
-    with progress("training", steps * size, "images") as advance:
-        run = train(
-            recipe,
-            images,
-            out,
-            seed=seed,
-            overwrite=overwrite,
-            device=device,
-            source={"data": None, "size": images.size, "channels": None, "preset": "small", "demo": True},
-            progress=lambda now: advance(size, f"step {now.step:,}"),
-        )
-    with progress("sampling", 64, "images") as advance:
-        samples = run.sample(range(64), device=device)
-        advance(64, "")
-    picture = out / "samples.png"
-    write_bytes(picture, grid_png(to_bytes(samples)))
-    document = {
-        "command": "demo",
-        "run": str(out),
-        "picture": str(picture),
-        "steps": steps,
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    emit(
-        document,
-        f"{picture}: 64 samples after {steps:,} steps, {duration(document['seconds'])} in all; "
-        f"go on with: nearzero train --resume --out {out} --steps {2 * steps}",
-        as_json,
-    )
+    found = demo.run(recipes, images, out, seed=seed, samples=samples, probes=probes, device=device, bar=reporting)
+    index, taken = out / "index.html", time.monotonic() - start
+    page(found, out, taken).write(index)
+    taken = time.monotonic() - start
+    document = {"command": "demo", "page": str(index), "seed": seed, **summary(found, taken), "peak_memory_mb": _peak()}
+    write_json(out / "demo.json", document)
+    memory = "" if document["peak_memory_mb"] is None else f", {document['peak_memory_mb']:,} MB of memory at most"
+    emit(document, f"{index}: open it in a browser; {duration(taken)} in all{memory}", as_json)
+    if show:
+        import webbrowser
+
+        webbrowser.open(index.absolute().as_uri())
+
+
+def _peak() -> int | None:
+    """The most memory that this process has held, in MB; None where the system does not tell."""
+    import sys
+
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearzero.cli.common import device_option, emit, json_option, load_images, pick_device, progress, say
+from nearzero.cli.common import device_option, emit, json_option, load_images, pick_device, reporting, say
 from nearzero.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def command(
     The Lipschitz constants K(k, k+1) between neighbouring timesteps with their maximum and total variation near
     t = 0, the loss at each noise level, and how far a perturbed input moves the estimate.
     """
+    from nearzero.diagnostics.diagnosis import diagnose
     from nearzero.run import Run
 
     page = None if html is None else _page_path(html if html.name else run / "diagnosis.html")
@@ -93,11 +94,12 @@ def command(
     denoisers = {
         name: one.denoiser(ema=not raw_weights, device=device) for name, one in zip(_names(runs), runs, strict=True)
     }
-    interval = interval or _shared(list(denoisers.values()))
+    interval = _shared(list(denoisers.values())) if interval is None else interval
     x0 = _chosen(runs[0], _images(runs[0], data), count, seed).to(device)
     found: dict[str, Diagnosis] = {}
     for name, denoiser in denoisers.items():
-        found[name] = _diagnose(name, denoiser, x0, interval, every, seed)
+        with reporting(f"diagnosing {name}", "pairs of timesteps") as show:
+            found[name] = diagnose(denoiser, x0, interval=interval, every=every, seed=seed, progress=show)
         if found[name].unit:
             say(f"{name}: {found[name].unit}")
     if page is not None:
@@ -176,26 +178,6 @@ def _chosen(run: Run, images: Images, count: int, seed: int) -> Tensor:
     if count > len(images):
         raise DataError(f"--images {count}: {images.name} holds {len(images)}; ask for at most --images {len(images)}")
     return run.recipe.codec.encode(images.pixels[order(seed, torch.arange(count), len(images))])
-
-
-def _diagnose(name: str, denoiser: Any, x0: Tensor, interval: float | None, every: int, seed: int) -> Diagnosis:
-    """One network's diagnosis, with progress."""
-    import contextlib
-
-    from nearzero.diagnostics.diagnosis import diagnose
-
-    seen = 0
-    with contextlib.ExitStack() as stack:
-        advance = None
-
-        def show(done: int, of: int) -> None:
-            nonlocal advance, seen
-            if advance is None:
-                advance = stack.enter_context(progress(f"diagnosing {name}", of, "pairs of timesteps"))
-            advance(done - seen, "")
-            seen = done
-
-        return diagnose(denoiser, x0, interval=interval, every=every, seed=seed, progress=show)
 
 
 def _write(path: Path, found: dict[str, Diagnosis], runs: list[Run]) -> None:

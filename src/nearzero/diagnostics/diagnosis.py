@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from nearzero.diagnostics.noise_levels import NoiseLevels, loss_by_noise
 from nearzero.diagnostics.perturbation import Perturbation, perturbation
 from nearzero.diagnostics.probe import nodes, timestep_count
 from nearzero.errors import ArgumentError
+from nearzero.randomness import probe_generator
 
 PAPER = 0.1  # E-TSDM's interval, 100 of 1000 timesteps, as a share of the range
 
@@ -121,10 +123,7 @@ def diagnose(
     near = int((t <= 2 * interval).sum())
     chosen = torch.tensor([k for k in range(count - 1) if k <= near or (k - near) % every == 0], dtype=torch.int64)
     pairs = torch.stack([t[chosen], t[chosen + 1]], dim=1)
-
-    def noise() -> torch.Generator:
-        return torch.Generator().manual_seed(seed)
-
+    noise = functools.partial(probe_generator, seed)
     curve = lipschitz(denoiser, x0, times=pairs, generator=noise(), condition=condition, progress=progress)
     return Diagnosis(
         interval=interval,

@@ -88,9 +88,9 @@ def lipschitz(
 
     with the Euclidean norm, not squared and not divided by the dimension, and |t - t'| in timesteps of the process
     (of 1/1000 of its range if it has none). `times` is (n + 1,) increasing, whose neighbours are compared, or (n, 2)
-    pairs; by default all timesteps: value[i] = K(i, i + 1). The noise eps is drawn once, from `generator` (CPU, seed 0
-    by default), for all pairs. Where the network is told and shown the same at both times K is exactly 0, without an
-    evaluation. `condition` holds tensors with an entry for each image; `batch` images go through the network at
+    pairs; by default all timesteps: value[i] = K(i, i + 1). The noise eps is drawn once for all pairs, from `generator`
+    (CPU; a fixed one by default). Where the network is told and shown the same at both times K is exactly 0, without
+    an evaluation. `condition` holds tensors with an entry for each image; `batch` images go through the network at
     once (by default up to 256, fewer of large ones); `progress(done, pairs)` is called as pairs are done.
     Raises ArgumentError for bad times, NumericalError where an answer is not finite.
 
@@ -100,7 +100,7 @@ def lipschitz(
     >>> K = lipschitz(PointCloud(torch.zeros(1, 400)).denoiser(process), torch.zeros(100, 400), times=t)
     >>> sigma = process(t).sigma
     >>> K.value / (20 * (1 - sigma[:-1] / sigma[1:]))       # the law of data at one point, sqrt(d) = 20
-    tensor([1.0015, 1.0015], dtype=torch.float64)
+    tensor([1.0004, 1.0004], dtype=torch.float64)
     """
     check_images(x0, condition)
     pairs = check_pairs(times, denoiser.process)

@@ -54,7 +54,7 @@ def loss_by_noise(
         loss(t) = E mean |F(x_t, t) - F*|^2,   x_t = alpha x0 + sigma eps
 
     `times` is a float tensor (n,); by default about 25 timesteps, equally spaced in log t. The noise is drawn once for
-    all of them, from `generator` (CPU, seed 0 by default). `progress(done, times)` is called as times are done.
+    all of them, from `generator` (CPU; a fixed one by default). `progress(done, times)` is called as times are done.
     Raises ArgumentError where F has no target, NumericalError where an answer is not finite.
 
     Reference: Karras et al., Elucidating the design space, NeurIPS 2022, Fig. 5a.

@@ -11,6 +11,7 @@ from torch import Tensor
 from nearzero.denoiser import Denoiser
 from nearzero.diagnostics.probe import batch_size, check_finite, check_images, draw, evaluating, part, slices, spread
 from nearzero.errors import ArgumentError
+from nearzero.randomness import probe_generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +39,20 @@ def perturbation(
         error(s) = E rms( x0^(x_t + s n, t) - x0^(x_t, t) ),   x_t = alpha x0 + sigma eps,  n ~ N(0, I)
 
     with the root mean square over the numbers of an image (its own choice: the paper leaves the norm open). eps and n
-    are drawn once for all scales, from `generator` (CPU, seed 0 by default). An estimate that repeats its input has
-    error(s) = s / alpha; one that ignores it, 0. Raises ArgumentError for a time or scale that is none.
+    are drawn once for all scales, from `generator` (CPU; a fixed one by default). An estimate that repeats its input
+    has error(s) = s / alpha; one that ignores it, 0. Raises ArgumentError for a time or scale that is none.
 
     Reference: Yang et al., Lipschitz singularities in diffusion models, ICLR 2024, Fig. 2.
 
     >>> still = Denoiser(Zero(), LinearVP(), Epsilon(), Time())          # x0^ = x / alpha
     >>> perturbation(still, torch.zeros(50, 1000), t=0.0, scales=[0.1]).value
-    tensor([0.1002], dtype=torch.float64)
+    tensor([0.1001], dtype=torch.float64)
     """
     check_images(x0, condition)
     scales = [float(scale) for scale in scales]
     if not scales or not all(0 < scale < float("inf") for scale in scales):
         raise ArgumentError(f"perturbation needs positive scales, got {scales}")
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = generator or probe_generator(0)
     eps, n = draw(x0, generator), draw(x0, generator)
     errors = torch.zeros(len(scales), len(x0), dtype=torch.float64)
     time = torch.tensor([t], dtype=torch.float64)

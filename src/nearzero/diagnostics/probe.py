@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nearzero.errors import ArgumentError, NumericalError
 from nearzero.level import check_times
 from nearzero.process import Process
+from nearzero.randomness import probe_generator
 
 
 def timestep_count(process: Process) -> int:
@@ -64,8 +65,8 @@ def check_images(x0: Tensor, condition: Mapping[str, Tensor] | None) -> None:
 
 
 def draw(x0: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise like x0 from a CPU generator, by default one of seed 0."""
-    generator = generator or torch.Generator().manual_seed(0)
+    """Standard normal noise like x0 from a CPU generator, by default probe_generator(0)."""
+    generator = generator or probe_generator(0)
     return torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
 
 

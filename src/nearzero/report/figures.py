@@ -37,7 +37,8 @@ _LOOK: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.9,
     "svg.hashsalt": "nearzero",
     "text.parse_math": False,  # names of runs are text, whatever dollars they hold
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -73,6 +74,13 @@ class Stats:
         with disk_errors(self.path):
             self.file.write(json.dumps(line) + "\n")
         self.last, self.losses = now, []
+
+
+def read_losses(path: Path) -> list[tuple[int, float]]:
+    """The training loss of a run's stats.jsonl: (step, mean since the line before), in order."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+    return [(record["step"], record["Loss/loss"]["mean"]) for record in records]
 
 
 def _one(value: float) -> dict[str, Any]:

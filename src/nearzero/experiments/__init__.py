@@ -1,0 +1,1 @@
+"""Experiments: each a function of data, budget and seeds."""
