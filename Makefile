@@ -1,4 +1,4 @@
-# make demo    trains E-TSDM on embedded images for two minutes and shows samples
+# make demo    trains DDPM and E-TSDM side by side and writes nearzero-demo/index.html (four minutes)
 # make test    runs the tests
 # make lint    ruff and pyright
 # make docs    builds the documentation into site/

@@ -520,7 +520,7 @@ def test_exit_codes_of_what_cannot_be_typed(world, tmp_path, monkeypatch, capsys
         with monkeypatch.context() as patch:
             patch.setattr(Recipe, "objective", lambda self, error=error: failing(error))
             assert run([*TRAIN.split(), "--steps", "2", "--batch", "2", "--overwrite"]) == 6
-            assert last_line() == "nearzero: error: out of memory; use a smaller --batch or --size"
+            assert last_line() == "nearzero: error: out of memory; take fewer images at once or smaller ones"
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
         assert run([*TRAIN.split(), "--steps", "2", "--batch", "2", "--overwrite"]) == 7

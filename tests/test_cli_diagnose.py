@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def document(capsys, *arguments):
     out, err = capsys.readouterr()
     assert code == 0, err
     assert out.count("\n") == 1
-    return json.loads(out), err
+    return json.loads(out, parse_constant=pytest.fail), err  # NaN and Infinity are no JSON
 
 
 def record(folder, **data):
@@ -100,12 +101,12 @@ def test_the_document_is_the_librarys_answer(trained, folder, capsys):
         "seed": (["--seed", "3"], {"seed": 3}),
         "images": (["--images", "5"], {"count": 5}),
         "one image": (["--images", "1"], {"count": 1}),
-        "interval": (["--interval", "0.03"], {"interval": 0.03}),
         "every": (["--every", "700"], {"every": 700}),
+        "interval": (["--interval", "0.02"], {"interval": 0.02}),
     }
     images, seen = nz.read_folder(folder), []
     for arguments, settings in calls.values():
-        found, _ = document(capsys, trained.path, "--data", folder, *QUICK, *arguments)
+        found, _ = document(capsys, trained.path, "--data", folder, *BRIEF, *arguments)
         assert found == {
             "schema_version": 1,
             "nearzero": nz.__version__,
@@ -113,7 +114,7 @@ def test_the_document_is_the_librarys_answer(trained, folder, capsys):
             "page": None,
             "seed": settings.get("seed", 0),
             "weights": "ema" if settings.get("ema", True) else "raw",
-            "runs": {"etsdm": measured(trained, images, **settings)},
+            "runs": {"etsdm": measured(trained, images, **{"interval": 0.03, **settings})},
         }
         seen.append(json.dumps(found["runs"]))
     assert len(set(seen)) == len(calls)
@@ -170,13 +171,21 @@ def test_a_run_against_itself(runs, capsys):
         assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-def test_the_interval_without_sharing_is_a_tenth(runs, folder, capsys):
-    """A network without sharing is measured on a tenth of the range."""
+def test_the_interval_is_where_sharing_ends_or_a_tenth(runs, folder, capsys):
+    """Left to itself a network is measured where its sharing ends, one without sharing on a tenth of the range."""
+    found, _ = document(capsys, runs["long"].path, *QUICK)
+    assert found["runs"]["etsdm"] == measured(runs["long"], nz.read_folder(folder), interval=0.06)
     found, _ = document(capsys, runs["plain"].path, "--data", folder, *QUICK)
     assert found["runs"][TWO] == measured(runs["plain"], nz.read_folder(folder), interval=0.1)
 
 
 # ---- for people
+
+
+def rounds(shown, value):
+    """Whether a decimal is a number rounded to the digits shown."""
+    unit = Decimal(10) ** Decimal(shown).as_tuple().exponent
+    return abs(Decimal(shown) - Decimal(value)) <= unit * Decimal("0.5000001")
 
 
 def test_the_table_has_a_column_for_each_network(runs, capsys):
@@ -207,9 +216,8 @@ def test_the_table_has_a_column_for_each_network(runs, capsys):
     }
     for label, name in with_error.items():
         for shown, one in zip(table.pop(label), summaries, strict=True):
-            value, stderr = map(float, shown.split(" \u00b1 "))
-            assert stderr == pytest.approx(one[f"{name}_stderr"], rel=0.1)
-            assert abs(value - one[name]) < stderr / 10
+            value, stderr = shown.split(" \u00b1 ")
+            assert rounds(value, one[name]) and rounds(stderr, one[f"{name}_stderr"]) and float(stderr) > 0
     assert table == {}
 
 
@@ -271,7 +279,7 @@ _writing = []
 
 
 @pytest.fixture
-def written(request):
+def written():
     """The files that Python opens for writing from now on, its own caches left out."""
     found = []
     if not _writing:
@@ -281,7 +289,7 @@ def written(request):
         if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             if not isinstance(args[0], int) and "__pycache__" not in str(args[0]):
                 found.append(str(args[0]))
-        elif event in ("os.mkdir", "os.rename", "os.remove", "shutil.rmtree"):
+        elif event in ("os.mkdir", "os.rename", "os.remove") and "__pycache__" not in str(args[0]):
             found.append(f"{event} {args[0]}")
 
     _writing.append(note)
@@ -298,7 +306,7 @@ def test_without_html_nothing_is_written(run_folder, folder, tmp_path, monkeypat
     written.clear()
     assert diagnose(run_folder, "--data", folder, *BRIEF) == 0
     assert diagnose(run_folder, "--data", folder, *BRIEF, "--json") == 0
-    assert [name for name in written if "__pycache__" not in name] == []
+    assert written == []
     assert tree(tmp_path) == before
     assert diagnose(run_folder, "--data", folder, *BRIEF, "--html") == 0
     assert any("diagnosis.html" in name for name in written)
@@ -361,6 +369,31 @@ def test_a_curve_that_is_zero_is_drawn(run_folder, folder, capsys):
     assert (run_folder / "diagnosis.html").is_file()
 
 
+def test_a_name_that_begins_with_an_underscore_is_in_every_legend(folder, tmp_path, capsys):
+    """matplotlib hides such labels; a network is named in all four figures whatever its name, without a warning."""
+    images = nz.read_folder(folder)
+    train(tmp_path / "run", images, name="_mine", conditioning=nz.Timestep(1000))
+    assert diagnose(tmp_path / "run", "--data", folder, *BRIEF, "--html") == 0
+    links = Links((tmp_path / "run/diagnosis.html").read_text("utf-8")).links
+    figures = [base64.b64decode(link.partition(",")[2]).decode() for link in links if "svg+xml" in link]
+    assert len(figures) == 4 and all("<!-- _mine -->" in figure for figure in figures)
+
+
+def test_what_is_unknown_is_null(run_folder, folder, capsys):
+    """One image has no standard error and an interval of the whole range nothing above it: null, and `unknown` in the table."""
+    arguments = [run_folder, "--data", folder, *QUICK, "--images", "1", "--interval", "1"]
+    found, _ = document(capsys, *arguments)
+    summary = found["runs"]["etsdm"]["summary"]
+    assert {name for name, value in summary.items() if value is None} == {
+        "max_stderr",
+        "perturbation_stderr",
+        "max_above",
+    }
+    assert len(found["runs"]["etsdm"]["lipschitz"]["times"]) == 999
+    assert diagnose(*arguments) == 0
+    assert re.search(r"^largest K above 1, per timestep +unknown$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_page_of_one_image(run_folder, folder, capsys):
     """One image has no error bars, and the page is written without them."""
     assert diagnose(run_folder, "--data", folder, *BRIEF, "--images", "1", "--html") == 0
@@ -369,7 +402,7 @@ def test_a_page_of_one_image(run_folder, folder, capsys):
     assert "nan" not in Links((run_folder / "diagnosis.html").read_text("utf-8")).text.lower()
 
 
-@pytest.mark.parametrize("kind", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("kind", ["write", "replace"])
 def test_a_full_disk_keeps_the_old_page(run_folder, folder, faults, capsys, kind):
     """A disk that fills while the page is written ends in 7 and one line; the page of before is whole, and nothing lies beside it."""
     (run_folder / "diagnosis.html").write_bytes(b'<meta name="generator" content="nearzero 0">')
@@ -381,10 +414,6 @@ def test_a_full_disk_keeps_the_old_page(run_folder, folder, faults, capsys, kind
     assert out == "" and err.count("\n") == 1
     assert "diagnosis.html" in err and "free some space" in err
     assert faults.seen == 1 and tree(run_folder) == before
-    faults.disarm()
-    assert diagnose(run_folder, "--data", folder, *BRIEF, "--html") == 0
-    assert tree(run_folder).keys() == before.keys()
-    assert len((run_folder / "diagnosis.html").read_bytes()) > 10_000
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -405,12 +434,15 @@ def test_a_place_that_is_read_only(run_folder, folder, tmp_path, capsys):
 # ---- which images
 
 
-def test_the_images_are_those_of_the_training(tmp_path, capsys):
-    """A run of `nearzero train` is diagnosed on its own folder with the size and channels of then, without a note; on a changed folder with one; without the folder not at all."""
+def test_the_images_are_those_of_the_training(tmp_path, monkeypatch, capsys):
+    """A run of `nearzero train` is diagnosed on its own folder, wherever one stands, with the size and channels of then, without a note; on a changed folder with one; without the folder not at all."""
     data = write_folder(tmp_path / "pictures", count=5, size=12, mode="RGB")
     out = tmp_path / "run"
-    asked = ["--data", str(data), "--size", "8", "--channels", "1", "--steps", "1", "--batch", "1"]
+    monkeypatch.chdir(tmp_path)
+    asked = ["--data", "pictures", "--size", "8", "--channels", "1", "--steps", "1", "--batch", "1"]
     assert run(["train", "etsdm", *asked, "--out", str(out), *CPU]) == 0
+    (tmp_path / "deep/down").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep/down")
     one = nz.Run.load(out)
     found, err = document(capsys, out, *BRIEF)
     assert found["runs"]["etsdm"] == measured(one, nz.read_folder(data, size=8, channels=1), interval=0.03)
@@ -424,20 +456,6 @@ def test_the_images_are_those_of_the_training(tmp_path, capsys):
     said, err = capsys.readouterr()
     assert said == "" and err.count("\n") == 1 and str(data) in err and "--data DIR" in err
     found, err = document(capsys, out, *BRIEF, "--data", tmp_path / "elsewhere")
-    assert found["runs"]["etsdm"]["images"] == 2 and err == ""
-
-
-def test_a_relative_folder_is_found_from_elsewhere(tmp_path, monkeypatch, capsys):
-    """The folder that train was given relative to the working directory is found from any other."""
-    write_folder(tmp_path / "pictures", count=2)
-    monkeypatch.chdir(tmp_path)
-    from nearzero.cli.train import _source
-
-    asked = {"data": Path("pictures"), "size": None, "channels": None, "preset": None}
-    train("run", nz.read_folder("pictures"), _source(asked, None, "cpu"))
-    (tmp_path / "deep/down").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "deep/down")
-    found, err = document(capsys, "../../run", *BRIEF)
     assert found["runs"]["etsdm"]["images"] == 2 and err == ""
 
 
@@ -472,7 +490,7 @@ def world(tmp_path_factory, trained):
     (root / "folder").mkdir()
     (root / "folder/thesis.html").write_text("<html>irreplaceable</html>")
     for name in ("run", "broken", "fresh", "cut", "nan", "gone"):
-        shutil.copytree(trained.path, root / name, ignore=shutil.ignore_patterns("optimizer.safetensors"))
+        shutil.copytree(trained.path, root / name, ignore=shutil.ignore_patterns("optimizer.safetensors", "previews"))
     (root / "broken/run.json").write_text("{")
     shutil.rmtree(root / "fresh/checkpoints")
     averaged = {name: next((root / name).glob("checkpoints/*/ema.safetensors")) for name in ("cut", "nan")}
@@ -522,13 +540,13 @@ BAD = {
     "nan --data pictures": (5, "not finite at t.*; check its weights"),
     f"{RUN} --against nan": (5, "not finite at t.*; check its weights"),
     f"{RUN} --html folder": (2, "--html folder is a folder; name a file"),
-    f"{RUN} --html .": (2, "--html .* is a folder; name a file"),
+    f"{RUN} --html .": (2, r"--html \. is a folder; name a file"),
     f"{RUN} --html ..": (2, r"--html \.\. is a folder; name a file"),
     f"{RUN} --html file": (2, "--html file exists and is no page of nearzero's; name another file"),
     f"{RUN} --html folder/thesis.html": (2, "--html folder/thesis.html exists and is no page of nearzero's; name an"),
     f"{RUN} --html run/run.json": (2, "--html run/run.json exists and is no page"),
     f"{RUN} --html file/page.html": (7, "cannot write file/page.html: .*file is a file; choose a folder"),
-    f"{RUN} --html {'x' * 300}": (7, "cannot write xxx.*; choose"),
+    f"{RUN} --html {'x' * 300}": (7, "cannot write xxx"),
 }  # fmt: skip
 
 

@@ -46,7 +46,8 @@ def existing(path: Path) -> Path:
 
 def check_writable(path: Path) -> None:
     """Raises DiskError where `path` cannot be made, without making it."""
-    parent = existing(path)
+    with disk_errors(path):
+        parent = existing(path)
     if not (parent.is_dir() or parent == Path(path).absolute()):
         raise DiskError(f"cannot write {path}: {parent} is a file; choose a folder")
     if not os.access(parent, os.W_OK):

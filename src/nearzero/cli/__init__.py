@@ -72,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (MemoryError, RuntimeError) as error:
         if _is_out_of_memory(error):
-            return _fail("out of memory; use a smaller --batch or --size", 6)
+            return _fail("out of memory; take fewer images at once or smaller ones", 6)
         raise
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nearzero.cli.common import device_option, emit, json_option, load_images, pick_device, reporting, say
-from nearzero.errors import ArgumentError, DataError
+from nearzero.errors import ArgumentError, CheckpointError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,9 +57,7 @@ HTML_HELP = "Also write a page that opens in a browser.  [default file: RUN/diag
     help="Seed of images and noise.",
 )
 @click.option("--raw-weights", is_flag=True, help="Use the weights themselves, not their average.")
-@click.option(
-    "--html", type=click.Path(path_type=Path), is_flag=False, flag_value=Path(), metavar="FILE", help=HTML_HELP
-)
+@click.option("--html", is_flag=False, flag_value="", metavar="FILE", help=HTML_HELP)
 @device_option
 @json_option
 def command(
@@ -71,7 +69,7 @@ def command(
     every: int,
     seed: int,
     raw_weights: bool,
-    html: Path | None,
+    html: str | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -87,9 +85,9 @@ def command(
     from nearzero.diagnostics.diagnosis import diagnose
     from nearzero.run import Run
 
-    page = None if html is None else _page_path(html if html.name else run / "diagnosis.html")
     runs = [Run.load(path) for path in (run, against) if path is not None]
     _check_alike(runs)
+    page = None if html is None else _page_path(Path(html) if html else run / "diagnosis.html")
     device = pick_device(device)
     denoisers = {
         name: one.denoiser(ema=not raw_weights, device=device) for name, one in zip(_names(runs), runs, strict=True)
@@ -124,13 +122,23 @@ def _page_path(path: Path) -> Path:
     check_writable(path)
     if path.is_dir():
         raise ArgumentError(f"--html {path} is a folder; name a file")
-    if path.exists() and b'content="nearzero ' not in path.read_bytes():
+    if path.exists() and not _is_page(path):
         raise ArgumentError(f"--html {path} exists and is no page of nearzero's; name another file")
     return path
 
 
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page that nearzero wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b'content="nearzero ' in file.read(2000)
+
+
 def _check_alike(runs: list[Run]) -> None:
-    """Raises ArgumentError where two networks take different images."""
+    """Raises ArgumentError where two runs are one, or their networks take different images."""
+    if len(runs) == 2 and runs[0].path.resolve() == runs[1].path.resolve():
+        raise ArgumentError(f"--against {runs[1].path} is the same run; name another, or leave it out")
     shapes = [(run.recipe.network.size, run.recipe.network.channels) for run in runs]
     if len(set(shapes)) > 1:
         (a, b), (c, d) = shapes
@@ -160,6 +168,10 @@ def _images(run: Run, data: Path | None) -> Images:
         return load_images(data, network.size, network.channels)
     if "data" not in source:
         raise DataError(f"{run.path} does not say which images it was trained on; name a folder with --data DIR")
+    if not isinstance(source["data"], str | None):
+        raise CheckpointError(
+            f"{run.path / 'run.json'} names {source['data']!r} as its images; name a folder with --data DIR"
+        )
     folder = None if source["data"] is None else Path(source["data"])
     if folder is not None and not folder.exists():
         raise DataError(f"{run.path} was trained on {folder}, which is gone; name a folder with --data DIR")

@@ -95,9 +95,9 @@ def _samples(demo: Demo) -> Section:
 def _curves(demo: Demo) -> Section:
     found = {NAMES[name]: one for name, one in demo.found.items()}
     interval = next(iter(found.values())).interval
-    limits = figures.limits([*curves(found).values(), *demo.exact.timesteps.values()], interval)
+    shown = figures.limits([*curves(found).values(), *demo.exact.timesteps.values()], interval)
     exact = Picture(
-        figures.near_zero(demo.exact.timesteps, interval, limits=limits, first=2),
+        figures.near_zero(demo.exact.timesteps, interval, shown=shown, first=2),
         alt="Lipschitz constants of the two exact networks against the timestep",
         caption="The best networks that there can be, computed exactly, on the same axis: for a smooth density (each "
         f"class a Gaussian, blurred by {BLUR:g}) and for the {len(demo.images):,} images as points.",
@@ -107,7 +107,7 @@ def _curves(demo: Demo) -> Section:
         "timestep k + 1 (E-TSDM, Eq. 8). Up to t~ E-TSDM shares its condition: inside a cell K is exactly 0, and what "
         "the cell holds back comes at its edge.",
     )
-    return Section("How fast the answer changes", text, (near_picture(found, limits), exact))
+    return Section("How fast the answer changes", text, (near_picture(found, shown), exact))
 
 
 def _singularity(demo: Demo) -> Section:

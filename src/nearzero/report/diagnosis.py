@@ -43,7 +43,8 @@ def rows(found: Mapping[str, Diagnosis]) -> list[tuple[str, ...]]:
 def table(found: Mapping[str, Diagnosis]) -> Table:
     """The numbers, with what they were measured on."""
     one = next(iter(found.values()))
-    caption = f"{one.images} images, the same noise for every network; ± one standard error. {one.unit}".strip()
+    units = " ".join(dict.fromkeys(other.unit for other in found.values() if other.unit))
+    caption = f"{one.images} images, the same noise for every network; ± one standard error. {units}".strip()
     return Table(("", *found), rows(found), caption)
 
 
@@ -52,12 +53,12 @@ def curves(found: Mapping[str, Diagnosis]) -> dict[str, LipschitzCurve]:
     return {name: one.lipschitz for name, one in found.items()}
 
 
-def near_picture(found: Mapping[str, Diagnosis], limits: tuple[float, float] | None = None) -> Picture:
+def near_picture(found: Mapping[str, Diagnosis], shown: tuple[float, float] | None = None) -> Picture:
     """K near t = 0 with the condition that the network is told."""
     interval = max(one.interval for one in found.values())
     told = {name: one.told for name, one in found.items()}
     return Picture(
-        figures.near_zero(curves(found), interval, told=told, limits=limits),
+        figures.near_zero(curves(found), interval, told=told, shown=shown),
         alt=f"Lipschitz constants K(k, k+1) of {_names(found)} against the timestep, and the condition each is told",
         caption="Above: how far the network's answer moves from one timestep to the next (logarithmic; band: two "
         "standard errors). Below: the condition that it is told. Inside a shared cell the answer does not move at all.",

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, which people with any colour vision tell apart.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,14 @@ def _power(value: float, position: int | None = None) -> str:
 
 
 def _style(i: int, **more: Any) -> dict[str, Any]:
+    """The i-th line's style. matplotlib hides a label that starts with an underscore: a blank hides that."""
+    more = {**more, "label": " " + more["label"]} if "label" in more else more
     return {**STYLES[i % len(STYLES)], **more}
+
+
+def _legend(axes: Axes, **more: Any) -> None:
+    for text in axes.legend(fontsize=10, **more).get_texts():
+        text.set_text(text.get_text().strip())
 
 
 def _alone(value: Tensor) -> Tensor:
@@ -81,13 +89,13 @@ def _alone(value: Tensor) -> Tensor:
 def _curve(axes: Axes, x: Tensor, curve: LipschitzCurve, label: str, i: int) -> None:
     """K on a log axis. Zeros, which it cannot show, break the line; what stands alone between them is a marked stem."""
     value, alone, style = curve.value, _alone(curve.value), _style(i)
-    lowest = value[value > 0].min().item()
     low, high = (torch.where(value > 0, value + sign * 2 * curve.stderr, torch.nan) for sign in (-1, 1))
-    axes.fill_between(x, torch.where(low < lowest, lowest, low), high, color=style["color"], alpha=0.2, lw=0)
+    axes.fill_between(x, torch.where(low > 0, low, value / 4), high, color=style["color"], alpha=0.2, lw=0)
     if bool(alone.any()):
         axes.vlines(x[alone], 0, value[alone], color=style["color"], linewidth=1)
-        axes.plot(x[alone], value[alone], **{**style, "linestyle": ""}, label=f"{label}: edges, 0 between them")
-    axes.plot(x, torch.where(value > 0, value, torch.nan), **{**style, "marker": ""}, label=label)
+        edges = _style(i, label=f"{label}: edges, 0 between them", linestyle="")
+        axes.plot(x[alone], value[alone], **edges)
+    axes.plot(x, torch.where(value > 0, value, torch.nan), **_style(i, label=label, marker=""))
 
 
 def near_zero(
@@ -95,12 +103,12 @@ def near_zero(
     interval: float,
     *,
     told: Mapping[str, Tensor] | None = None,
-    limits: tuple[float, float] | None = None,
+    shown: tuple[float, float] | None = None,
     first: int = 0,
 ) -> bytes:
     """K(k, k+1) on a log axis up to twice the interval and, below it, the condition `told` at each timestep.
 
-    `first` is the number of the first line's style.
+    `shown` are the limits of K, `first` is the number of the first line's style.
     """
     with rc_context(_LOOK):
         figure, axes = _figure(5.2, 2, (2, 1)) if told else _figure(3.6)
@@ -115,17 +123,20 @@ def near_zero(
             axes[1].set_ylabel("condition told")
         for panel in axes:
             panel.axvline(end - 0.5, color="#595959", linewidth=0.8)
-        axes[0].set(yscale="log", ylim=limits, ylabel="K(k, k+1) per timestep")
+        axes[0].set(
+            yscale="log", ylim=shown or limits(list(curves.values()), interval), ylabel="K(k, k+1) per timestep"
+        )
         axes[0].annotate("t~", (end - 0.5, 0.02), (3, 0), ("data", "axes fraction"), "offset points", color="#595959")
-        axes[0].legend(loc="upper right", fontsize=10)
+        _legend(axes[0], loc="upper right")
         axes[-1].set_xlabel("timestep k")
         return _svg(figure)
 
 
-def limits(curves: Sequence[LipschitzCurve], interval: float) -> tuple[float, float]:
+def limits(curves: Sequence[LipschitzCurve], interval: float = math.inf) -> tuple[float, float]:
     """Limits of K that hold all curves up to twice the interval, so that two figures can be compared."""
-    values = torch.cat([curve.between(0.0, 2 * interval).value for curve in curves])
-    return values[values > 0].min().item() / 1.6, values.max().item() * 1.6
+    values = torch.cat([curve.value[curve.times <= 2 * interval] for curve in curves])
+    values = values[values > 0] if bool((values > 0).any()) else torch.ones(1)
+    return values.min().item() / 1.6, values.max().item() * 1.6
 
 
 def whole_range(curves: Mapping[str, LipschitzCurve]) -> bytes:
@@ -134,8 +145,9 @@ def whole_range(curves: Mapping[str, LipschitzCurve]) -> bytes:
         figure, (axes,) = _figure(3.6)
         for i, (name, curve) in enumerate(curves.items()):
             _curve(axes, curve.times / curve.timestep, curve, name, i)
-        axes.set(xscale="log", yscale="log", xlabel="timestep k + 1", ylabel="K(k, k+1) per timestep")
-        axes.legend(fontsize=10)
+        shown = limits(list(curves.values()))
+        axes.set(xscale="log", yscale="log", ylim=shown, xlabel="timestep k + 1", ylabel="K(k, k+1) per timestep")
+        _legend(axes)
         return _svg(figure)
 
 
@@ -148,7 +160,7 @@ def exponents(curves: Mapping[str, LipschitzCurve], until: float, first: int = 0
             axes.plot(curve.times, curve.per_unit_time, **_style(i, label=f"{name}: p = {p:.2f}"), markevery=6)
         axes.axvspan(axes.get_xlim()[0], until, color="#f0f0f0")
         axes.set(xscale="log", yscale="log", xlabel="time t", ylabel="K per unit of t", xlim=_ends(curves))
-        axes.legend(fontsize=10, title="K ~ t^-p where shaded", title_fontsize=10)
+        _legend(axes, title="K ~ t^-p where shaded", title_fontsize=10)
         return _svg(figure)
 
 
@@ -170,7 +182,7 @@ def noise_levels(found: Mapping[str, Diagnosis]) -> bytes:
             loss.noise, loss.silent, color="#595959", linewidth=1, linestyle=":", label="a network that answers 0"
         )
         axes.set(xscale="log", yscale="log", xlabel="noise level sigma / alpha", ylabel="loss of the output")
-        axes.legend(fontsize=10)
+        _legend(axes)
         return _svg(figure)
 
 
@@ -183,7 +195,7 @@ def perturbations(found: Mapping[str, Diagnosis]) -> bytes:
             style = _style(i, label=name)
             axes.errorbar(error.scales, error.value, 2 * error.stderr.nan_to_num(), capsize=3, **style)
         axes.set(xlabel="scale of the noise added to x_t", ylabel="change of the estimated x0 (rms)", xlim=0, ylim=0)
-        axes.legend(fontsize=10)
+        _legend(axes)
         return _svg(figure)
 
 
@@ -194,5 +206,5 @@ def losses(runs: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
         for i, (name, points) in enumerate(runs.items()):
             axes.plot(*zip(*points, strict=True), **_style(i, label=name))
         axes.set(yscale="log", xlabel="training step", ylabel="training loss")
-        axes.legend(fontsize=10)
+        _legend(axes)
         return _svg(figure)
