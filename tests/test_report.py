@@ -27,7 +27,7 @@ from nearzero.files import png
 from nearzero.report import diagnosis, figures
 from nearzero.report.page import Page, Picture, Section, Table
 
-law = settings(deadline=None, derandomize=True, max_examples=40)
+law = settings(deadline=None, derandomize=True, max_examples=25)
 F64 = torch.float64
 DDPM = nz.DiscreteVP.linear()
 PLAIN = nz.Timestep(1000)
@@ -434,14 +434,18 @@ def spells(glyphs, name):
     )
 
 
-NAMES = ["$a_b$c_d", "$\\frac{1}{2}$", "$$x$$", "x<y>&\"z'<b>", "--x--", "%%s{{0}}%%\\", "]]>-->", "runs/etsdm_2"]
+NAMES = ["$a_b$c_d", "$\\frac{1}{2}$", "$$xy$$", "x<y>&\"z'<b>", "--x--", "%%s{{0}}%%\\", "]]>-->", "runs/etsdm_2"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_drawn_literally(name, plain):
+def test_names_are_drawn_literally(plain):
     """A name in a legend is one glyph for each of its characters: dollars, underscores and angle brackets are no markup."""
-    for svg in (figures.losses({name: POINTS}), figures.near_zero({name: plain.lipschitz}, 0.1)):
-        assert any(spells(glyphs, name) for glyphs in written(svg))
+    for svg in (
+        figures.losses(dict.fromkeys(NAMES, POINTS)),
+        figures.whole_range(dict.fromkeys(NAMES, plain.lipschitz)),
+    ):
+        glyphs = written(svg)
+        for name in NAMES:
+            assert sum(spells(one, name) for one in glyphs) == 1, name
 
 
 def test_a_name_may_begin_with_an_underscore(plain):
@@ -677,7 +681,8 @@ def test_networks_have_styles_of_their_own(draw, plain, shared):
         figure = draw({"network a": plain, "network b": shared})
     first = {FIGURES["near_zero, told"]: 2, FIGURES["exponents"]: 1}.get(draw, 0)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == labels
+    labels = [label.strip() for label in labels]
+    assert [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()] == labels
     for style, name in zip(figures.STYLES[first:], ("network a", "network b"), strict=False):
         own = [handle for handle, label in zip(handles, labels, strict=True) if label.split(":")[0] == name]
         line = own[-1][0] if isinstance(own[-1], tuple) else own[-1]
@@ -846,7 +851,7 @@ def test_a_table_says_what_was_measured(plain):
 
 def test_a_caption_says_on_what_it_was_measured(plain):
     """The caption states how many images, and what a timestep is where the process has none; nothing else follows."""
-    assert diagnosis.table({"a": plain}).caption == "3 images, the same noise for every network; ± one standard error."
+    assert diagnosis.table({"a": plain}).caption == "3 images, the same noise for every network. ± one standard error."
     timeless = diagnosed(nz.Time(), 2, process=nz.LinearVP(), every=300)
     caption = diagnosis.table({"a": timeless}).caption
     assert caption.startswith("2 images") and caption.endswith(timeless.unit) and timeless.unit

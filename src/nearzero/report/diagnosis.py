@@ -12,13 +12,24 @@ from nearzero.report.page import Picture, Section, Table
 
 
 def number(value: float, stderr: float = math.nan) -> str:
-    """Three significant digits, with its standard error where there is one."""
+    """Three significant digits; with a standard error, that to two digits and the value to as many decimals."""
     if not math.isfinite(value):
         return "unknown"
     if not math.isfinite(stderr):
-        return f"{value:.3g}"
-    digits = max(0, 1 - math.floor(math.log10(stderr))) if stderr > 0 else 2
-    return f"{value:.{digits}f} ± {stderr:.{digits}f}" if digits < 7 else f"{value:.3g} ± {stderr:.1g}"
+        return f"{value:z.3g}"
+    if stderr == 0:
+        return f"{value:z.3g} ± 0"
+    stderr = float(f"{stderr:.1e}") if stderr < 100 else stderr
+    last = 1 - math.floor(math.log10(stderr))  # the decimal of the error's second digit
+    if last <= 6 and max(abs(value), stderr) < 1e6:
+        return f"{value:z.{max(last, 0)}f} ± {stderr:.{max(last, 0)}f}"
+    digits = max(0, math.floor(math.log10(abs(value))) + last) if value else 0
+    return f"{value:z.{digits}e} ± {stderr:.1e}"
+
+
+def count(images: int) -> str:
+    """1 image, 2 images."""
+    return f"{images:,} image" if images == 1 else f"{images:,} images"
 
 
 def rows(found: Mapping[str, Diagnosis]) -> list[tuple[str, ...]]:
@@ -44,7 +55,8 @@ def table(found: Mapping[str, Diagnosis]) -> Table:
     """The numbers, with what they were measured on."""
     one = next(iter(found.values()))
     units = " ".join(dict.fromkeys(other.unit for other in found.values() if other.unit))
-    caption = f"{one.images} images, the same noise for every network; ± one standard error. {units}".strip()
+    error = " ± one standard error." if one.images > 1 else ""
+    caption = f"{count(one.images)}, the same noise for every network.{error} {units}".strip()
     return Table(("", *found), rows(found), caption)
 
 
@@ -57,11 +69,13 @@ def near_picture(found: Mapping[str, Diagnosis], shown: tuple[float, float] | No
     """K near t = 0 with the condition that the network is told."""
     interval = max(one.interval for one in found.values())
     told = {name: one.told for name, one in found.items()}
+    shared = any(bool((one.near.value == 0).any()) for one in found.values())
+    zero = " Inside a shared cell the answer does not move at all." if shared else ""
     return Picture(
         figures.near_zero(curves(found), interval, told=told, shown=shown),
         alt=f"Lipschitz constants K(k, k+1) of {_names(found)} against the timestep, and the condition each is told",
         caption="Above: how far the network's answer moves from one timestep to the next (logarithmic; band: two "
-        "standard errors). Below: the condition that it is told. Inside a shared cell the answer does not move at all.",
+        f"standard errors). Below: the condition that it is told.{zero}",
     )
 
 
@@ -95,8 +109,9 @@ def section(found: Mapping[str, Diagnosis]) -> Section:
         "and timestep k + 1 (E-TSDM, Eq. 8). The total variation adds these changes up over the interval."
     ]
     if shared:
+        shares = "shares its" if len(shared) == 1 else "share their"
         text.append(
-            f"{' and '.join(shared)} shares its condition in cells: K is exactly 0 inside them, and the whole change "
+            f"{' and '.join(shared)} {shares} condition in cells: K is exactly 0 inside them, and the whole change "
             "sits on their edges. So the maximum can grow while the total variation shrinks; both stand below."
         )
     return Section("Near t = 0", text, (near_picture(found), *other_pictures(found)), (table(found),))

@@ -57,8 +57,10 @@ def _svg(figure: Figure) -> bytes:
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if axis.get_scale() == "log":
+                low, high = (math.log10(end) for end in sorted(axis.get_view_interval()))
+                powers = math.floor(high) - math.ceil(low) + 1  # ticks that bear a number
                 axis.set_major_formatter(FuncFormatter(_power))
-                axis.set_minor_formatter(NullFormatter())
+                axis.set_minor_formatter(NullFormatter() if powers > 1 else FuncFormatter(_short))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
@@ -66,12 +68,22 @@ def _svg(figure: Figure) -> bytes:
 
 def _power(value: float, position: int | None = None) -> str:
     """A power of ten as text: 1000, 0.1, 1e-5."""
-    return f"{value:g}" if 1e-3 <= value < 1e5 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return (
+        f"{value:g}"
+        if 1e-3 <= value < 1e5
+        else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    )
+
+
+def _short(value: float, position: int | None = None) -> str:
+    """A number between two powers of ten, where there is room for it."""
+    return f"{value:.3g}" if f"{value:e}"[0] in "2357" else ""
 
 
 def _style(i: int, **more: Any) -> dict[str, Any]:
     """The i-th line's style. matplotlib hides a label that starts with an underscore: a blank hides that."""
-    more = {**more, "label": " " + more["label"]} if "label" in more else more
+    if "label" in more:
+        more["label"] = " " + more["label"].encode("utf-8", "backslashreplace").decode()  # a name may be no UTF-8
     return {**STYLES[i % len(STYLES)], **more}
 
 

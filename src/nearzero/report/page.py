@@ -13,6 +13,7 @@ from pathlib import Path
 import jinja2
 
 import nearzero
+from nearzero.errors import ArgumentError
 from nearzero.files import write_bytes
 
 
@@ -39,6 +40,11 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ArgumentError(f"a table of {len(self.header)} columns has a row of {len(row)}: {list(row)}")
 
 
 @dataclass(frozen=True)
