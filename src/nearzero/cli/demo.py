@@ -27,7 +27,7 @@ from nearzero.cli.common import device_option, duration, emit, json_option, pick
     help="How long to train, both together.",
 )
 @click.option(
-    "--samples", type=click.IntRange(min=2), default=64, show_default=True, metavar="N", help="Images a grid."
+    "--samples", type=click.IntRange(min=3), default=64, show_default=True, metavar="N", help="Images in a grid."
 )
 @click.option(
     "--probes", type=click.IntRange(min=2), default=32, show_default=True, metavar="N", help="Images for the diagnosis."
