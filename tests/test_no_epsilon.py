@@ -8,8 +8,12 @@ import pytest
 import nearzero
 
 ROOT = Path(nearzero.__file__).parent
-NAMES = "level process parameterization conditioning times weighting grid denoiser objective sampling".split()
-FILES = [*(ROOT / f"{name}.py" for name in NAMES), *sorted((ROOT / "solvers").glob("*.py"))]
+NAMES = "level parameterization conditioning times weighting grid denoiser objective sampling".split()
+FOLDERS = ("process", "conditioning", "times", "solvers")
+FILES = [
+    *(path for name in NAMES if (path := ROOT / f"{name}.py").exists()),
+    *(path for name in FOLDERS for path in sorted((ROOT / name).glob("*.py"))),
+]
 CLAMPS = {
     "clamp",
     "clamp_",
@@ -62,7 +66,7 @@ def test_there_is_no_epsilon(path):
 
 def test_every_solver_is_read():
     """The list of files follows the folder of solvers."""
-    assert {"exponential.py", "sde.py"} <= {path.name for path in FILES}
+    assert {"exponential.py", "sde.py", "vp.py", "denoiser.py", "objective.py"} <= {path.name for path in FILES}
     assert all(path.is_file() for path in FILES)
 
 

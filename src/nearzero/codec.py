@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nearzero.errors import ArgumentError
 from nearzero.registry import register
 
 
@@ -48,3 +49,48 @@ class Pixels:
     def log_determinant(self, dim: int) -> float:
         """-dim log 127.5, in nats."""
         return -dim * math.log(127.5)
+
+
+@register
+@dataclass(frozen=True)
+class Centred:
+    """Pixels minus a mean image: data of mean 0, which FullDiffusion's Nu assumes.
+
+    `mean` holds the mean image in [-1, 1], or one number for each channel, flattened.
+
+    >>> Centred((0.5,)).encode(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)).max()
+    tensor(0.5000)
+    """
+
+    mean: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.mean or not all(math.isfinite(value) for value in self.mean):
+            raise ArgumentError(f"Centred needs a mean image of finite numbers, got {str(self.mean)[:60]}")
+
+    @classmethod
+    def of(cls, images: Tensor) -> Centred:
+        """Centred at the mean of uint8 images (N, C, H, W)."""
+        return cls(tuple((images.to(torch.float64).mean(0) / 127.5 - 1).flatten().tolist()))
+
+    def _mean(self, x: Tensor) -> Tensor:
+        shape = x.shape[1:]
+        mean = x.new_tensor(self.mean)
+        if mean.numel() == math.prod(shape):
+            return mean.reshape(shape)
+        if mean.numel() == shape[0]:
+            return mean.reshape(-1, *(1,) * (len(shape) - 1))
+        raise ArgumentError(f"Centred has a mean of {mean.numel()} numbers for images of {tuple(shape)}")
+
+    def encode(self, images: Tensor) -> Tensor:
+        """image / 127.5 - 1 - mean, float32."""
+        x = Pixels().encode(images)
+        return x - self._mean(x)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """127.5 (x + mean + 1), neither rounded nor cut off."""
+        return Pixels().decode(x + self._mean(x))
+
+    def log_determinant(self, dim: int) -> float:
+        """-dim log 127.5, in nats: a shift changes no volume."""
+        return Pixels().log_determinant(dim)

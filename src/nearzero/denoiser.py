@@ -62,32 +62,41 @@ class Denoiser(nn.Module):
         t = check_times(t, self.process.end).cpu().expand(len(x))
         level = self.process(t.to(torch.float64))
         k = self.parameterization.coefficients(level)
-        told = self.conditioning(t, level).to(device=x.device, dtype=x.dtype)
         if not bool(((k.B != 0) | (k.D != 0)).any()):
             return torch.zeros_like(x), level, k  # nothing that the network says is heard
+        told = self.conditioning(t, level).to(device=x.device, dtype=x.dtype)
         scale = expand(self.parameterization.input_scale(level), x)
         return self.ask(x * scale, told, **condition), level, k
 
     def ask(self, x_in: Tensor, told: Tensor, **condition: Tensor) -> Tensor:
-        """The network's answer to a scaled input and conditions (B,). Raises ArgumentError unless shaped like x."""
+        """The network's answer to a scaled input and conditions (B,). Raises ArgumentError unless shaped like x.
+
+        Of a network with twice as many channels, which also learned its variance, the first half is read.
+        """
         F = self.network(x_in, told, **condition)
+        if F.ndim == x_in.ndim > 2 and F.shape[1] == 2 * x_in.shape[1]:
+            F = F[:, : x_in.shape[1]]
         if F.shape != x_in.shape:
             raise ArgumentError(f"the network answers {tuple(F.shape)} to x of {tuple(x_in.shape)}; they must be alike")
         return F
 
-    def rows(self, times: Tensor, leaving: Tensor | None = None) -> list[Row]:
+    def rows(self, times: Tensor, leaving: Tensor | None = None, asked: Tensor | None = None) -> list[Row]:
         """What a solver needs at each of `times`, float64 (n,), as Python floats, all computed at once on the CPU.
 
-        `leaving` are the times that the steps of these stages leave; by default each time itself.
+        `leaving` are the times that the steps of these stages leave; by default each time itself. `asked`, bool (n,),
+        tells where the network is asked; elsewhere, as where a step arrives at data, the row has no coefficients (NaN).
         """
-        told_at = check_times(times, self.process.end).cpu()
-        t = told_at.to(torch.float64)
+        times = check_times(times, self.process.end).cpu()
+        leaving = times if leaving is None else leaving.to(times)
+        here = torch.ones(len(times), dtype=torch.bool) if asked is None else asked.cpu()
+        t = times.to(torch.float64)
         level = self.process(t)
-        k = self.parameterization.coefficients(level)
-        told = self.conditioning.stage(told_at, level, told_at if leaving is None else leaving.to(told_at))
+        at = Level(*(value[here] for value in level))
+        told = self.conditioning.stage(times[here], at, leaving[here], self.process(leaving[here].to(torch.float64)))
+        known = (*self.parameterization.coefficients(at), self.parameterization.input_scale(at), told.to(torch.float64))
         clock = self.process.clock
         columns = (
-            *(t, *level, *k, self.parameterization.input_scale(level), told),
+            *(t, *level, *(torch.full_like(t, torch.nan).masked_scatter(here, value) for value in known)),
             *(clock.u(t), *clock.slopes(t), self.process.drift(t), self.process.diffusion2(t)),
         )
         return [Row(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]

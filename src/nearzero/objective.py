@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from nearzero.denoiser import Denoiser
+from nearzero.errors import ArgumentError
 from nearzero.level import expand
-from nearzero.parameterization import regression_target
+from nearzero.parameterization import Nu, W, regression_target
 from nearzero.times import Times
 from nearzero.weighting import Weighting
 
@@ -18,7 +21,8 @@ class Regression(nn.Module):
         loss = weight(level) mean |F(x_t) - F*|^2,   x_t = alpha x0 + sigma eps,   t = times(u)
 
     With Epsilon, DiscreteTimes and Simple it is DDPM's simple loss (Ho et al., Eq. 14) and, with Shared, E-TSDM's
-    (Algorithm A1). Randomness is an argument: u in (0, 1) float64 (B,), eps shaped like x0.
+    (Algorithm A1). Randomness is an argument: u in (0, 1) float64 (B,), eps shaped like x0. Nu and W have no finite
+    target near t = 0: ArgumentError; train them with VariationalBound.
     """
 
     def __init__(self, times: Times, weighting: Weighting) -> None:
@@ -28,6 +32,9 @@ class Regression(nn.Module):
 
     def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
         """One loss for each example of x0 (B, ...)."""
+        if isinstance(denoiser.parameterization, Nu | W):
+            name = type(denoiser.parameterization).__name__
+            raise ArgumentError(f"{name} has no finite regression target near t = 0; use nearzero.VariationalBound")
         t = self.times(u.to(torch.float64), denoiser.process)
         alpha, sigma = denoiser.process(t)
         x = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
@@ -35,3 +42,48 @@ class Regression(nn.Module):
         a, b = regression_target(level, k)
         error = F - (expand(a, x0) * x0 + expand(b, x0) * eps)
         return expand(self.weighting(level, k), x0).flatten() * error.square().reshape(len(x0), -1).mean(1)
+
+
+class VariationalBound(nn.Module):
+    """FullDiffusion's negative ELBO in nats, signed, constants included, one for each example, shape (B,).
+
+        Nu:  alpha F.(alpha sigma F + 2 (alpha (1 + sigma^2) eps - sigma^3 x0)) + |x0|^2 / 6 + D/2 (7/6 + log 2 pi)
+        W:   sigma |x0 - F|^2 + 2 alpha F.eps + D/2 log 2 pi
+
+    at t = sigma uniform in (0, 1); their means over t and eps are -ELBO, an upper bound on -log p(x0), and both are
+    finite at both ends. `times` spreads t uniformly: UniformTimes or Stratified(UniformTimes()).
+    Raises ArgumentError for another parameterization, or a process with sigma other than t.
+
+    Reference: FullDiffusion, Eq. 16 and 18; the form of W is this project's own.
+
+    >>> denoiser = Denoiser(Zero(), LinearSigmaVP(), W(), Time())        # w = 0 is standard normal data
+    >>> loss = VariationalBound(UniformTimes())(denoiser, torch.zeros(4, 2), torch.rand(4), torch.randn(4, 2))
+    >>> loss[0]                                                          # log 2 pi
+    tensor(1.8379)
+    """
+
+    def __init__(self, times: Times) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
+        """One loss for each example of x0 (B, ...); u in (0, 1) float64 (B,), eps shaped like x0."""
+        t = self.times(u.to(torch.float64), denoiser.process)
+        level = denoiser.process(t)
+        if not isinstance(denoiser.parameterization, Nu | W) or bool((level.sigma != t).any()):
+            raise ArgumentError(
+                "VariationalBound needs Nu or W on LinearSigmaVP, where sigma = t; got "
+                f"{type(denoiser.parameterization).__name__} on {type(denoiser.process).__name__}"
+            )
+        alpha, sigma = (expand(value, x0) for value in level)
+        F, _, _ = denoiser.output(alpha * x0 + sigma * eps, t, **condition)
+        constant = x0[0].numel() / 2 * math.log(math.tau)
+        if isinstance(denoiser.parameterization, W):
+            return _sum(sigma * (x0 - F) ** 2 + 2 * alpha * F * eps) + constant
+        inner = alpha * sigma * F + 2 * (alpha * (1 + sigma**2) * eps - sigma**3 * x0)
+        return _sum(alpha * F * inner + x0**2 / 6) + constant + x0[0].numel() * 7 / 12
+
+
+def _sum(x: Tensor) -> Tensor:
+    """The sum over each example's numbers, (B, ...) -> (B,)."""
+    return x.flatten(1).sum(1)

@@ -13,6 +13,7 @@ So an estimate of x0 and one of eps are both finite wherever the four numbers ar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,3 +110,149 @@ class Velocity:
     def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
         """(-1/r2, -alpha/(sigma r2)). Raises ArgumentError at sigma = 0."""
         return _score(level, self.coefficients(level))
+
+
+@register
+@dataclass(frozen=True)
+class Denoised:
+    """F is the data x0 itself: A = 0, B = 1, C = 1/sigma, D = -alpha/sigma.
+
+    Does not exist at sigma = 0, where x holds no noise to read: ArgumentError there.
+    """
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """A, B, C, D, each shaped like level.alpha."""
+        alpha, sigma = level
+        if bool((sigma == 0).any()):
+            raise ArgumentError("Denoised at sigma = 0: x0 says nothing about the noise there; use nearzero.Velocity")
+        return Coefficients(torch.zeros_like(alpha), torch.ones_like(alpha), 1 / sigma, -alpha / sigma)
+
+    def input_scale(self, level: Level) -> Tensor:
+        """1: the network sees x itself."""
+        return torch.ones_like(level.alpha)
+
+    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(-1/sigma^2, alpha/sigma^2). Raises ArgumentError at sigma = 0."""
+        return _score(level, self.coefficients(level))
+
+
+@register
+@dataclass(frozen=True)
+class Flow:
+    """F is the direction eps - x0: A = C = 1/(alpha+sigma), B = -sigma/(alpha+sigma), D = alpha/(alpha+sigma).
+
+    Finite at both ends; on StraightPath it is dx/dt. Reference: Lipman et al., Flow matching, ICLR 2023.
+    """
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """A, B, C, D, each shaped like level.alpha."""
+        alpha, sigma = level
+        total = alpha + sigma
+        return Coefficients(1 / total, -sigma / total, 1 / total, alpha / total)
+
+    def input_scale(self, level: Level) -> Tensor:
+        """1: the network sees x itself."""
+        return torch.ones_like(level.alpha)
+
+    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(-1, -alpha)/(sigma (alpha + sigma)). Raises ArgumentError at sigma = 0."""
+        return _score(level, self.coefficients(level))
+
+
+@register
+@dataclass(frozen=True)
+class Karras:
+    """EDM's preconditioning, for data of standard deviation d = data_std; with z = sigma^2 + alpha^2 d^2:
+
+        A = alpha d^2/z,  B = sigma d/sqrt z,  C = sigma/z,  D = -alpha d/sqrt z,  input scale 1/sqrt z
+
+    The network's input and target have variance 1 at every time. With alpha = 1 A, B and the scale are c_skip, c_out
+    and c_in. Finite at both ends. Reference: Karras et al., Elucidating the design space, NeurIPS 2022, Table 1.
+    """
+
+    data_std: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.data_std < math.inf:
+            raise ArgumentError(f"Karras needs the data's standard deviation, a positive data_std; got {self.data_std}")
+
+    def _variance(self, level: Level) -> Tensor:
+        return level.sigma**2 + (level.alpha * self.data_std) ** 2
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """A, B, C, D, each shaped like level.alpha."""
+        (alpha, sigma), d, z = level, self.data_std, self._variance(level)
+        root = torch.sqrt(z)
+        return Coefficients(alpha * d**2 / z, sigma * d / root, sigma / z, -alpha * d / root)
+
+    def input_scale(self, level: Level) -> Tensor:
+        """1/sqrt z: the network sees x at variance 1."""
+        return 1 / torch.sqrt(self._variance(level))
+
+    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(-1/z, alpha d/(sigma sqrt z)). Raises ArgumentError at sigma = 0."""
+        return _score(level, self.coefficients(level))
+
+
+@register
+@dataclass(frozen=True)
+class Nu:
+    """FullDiffusion's F: eps = sigma (sigma^2 x - alpha^2 F); the score alpha^2 F - sigma^2 x is finite at both ends.
+
+        A = alpha (1 + sigma^2),  B = alpha sigma^2,  C = sigma^3,  D = -sigma alpha^2      (alpha^2 + sigma^2 = 1)
+
+    Bounded at alpha = 0 for centred data only; W is bounded for any mean. Nothing that the network says is heard at
+    both ends. Train it with VariationalBound. Reference: FullDiffusion, Eq. 15, 17 and 21.
+    """
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """A, B, C, D, each shaped like level.alpha. Raises ArgumentError unless alpha^2 + sigma^2 = 1."""
+        alpha, sigma = _check_vp(level, self)
+        return Coefficients(alpha * (1 + sigma**2), alpha * sigma**2, sigma**3, -sigma * alpha**2)
+
+    def input_scale(self, level: Level) -> Tensor:
+        """1: the network sees x itself."""
+        return torch.ones_like(level.alpha)
+
+    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(-sigma^2, alpha^2), at every time."""
+        alpha, sigma = _check_vp(level, self)
+        return -(sigma**2), alpha**2
+
+
+@register
+@dataclass(frozen=True)
+class W:
+    """F = w with the score alpha w - x: bounded at both ends for data of any mean, with x0 = w at alpha = 0.
+
+        A = alpha,  B = sigma^2,  C = sigma,  D = -sigma alpha      (alpha^2 + sigma^2 = 1)
+
+    w = 0 is the network of standard normal data. Train it with VariationalBound. This project's own; the score at
+    t = 0 is that of FullDiffusion's Nu, its mean at t = 1 is not forced to 0.
+    """
+
+    def coefficients(self, level: Level) -> Coefficients:
+        """A, B, C, D, each shaped like level.alpha. Raises ArgumentError unless alpha^2 + sigma^2 = 1."""
+        alpha, sigma = _check_vp(level, self)
+        return Coefficients(alpha, sigma**2, sigma, -sigma * alpha)
+
+    def input_scale(self, level: Level) -> Tensor:
+        """1: the network sees x itself."""
+        return torch.ones_like(level.alpha)
+
+    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(-1, alpha), at every time."""
+        alpha, _ = _check_vp(level, self)
+        return -torch.ones_like(alpha), alpha
+
+
+def _check_vp(level: Level, parameterization: Nu | W) -> Level:
+    """The level itself. Raises ArgumentError unless alpha^2 + sigma^2 = 1 within 1e-6, float32's rounding."""
+    total = level.alpha**2 + level.sigma**2
+    wrong = (total - 1).abs() > 1e-6  # the tolerance that the docstring states
+    if bool(wrong.any()):
+        raise ArgumentError(
+            f"{type(parameterization).__name__} needs alpha^2 + sigma^2 = 1, got {total[wrong].flatten()[0].item():g}; "
+            "use a variance-preserving process such as LinearSigmaVP"
+        )
+    return level

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,7 +140,10 @@ def _plan(denoiser: Denoiser, solver: Solver, times: Tensor) -> list[_Step]:
     ]
     flat = torch.tensor([stage for step in steps for stage in step], dtype=torch.float64)
     leaving = torch.tensor([step[0] for step in steps for _ in step], dtype=torch.float64)
-    rows = iter(denoiser.rows(flat, leaving))
+    try:
+        rows = iter(denoiser.rows(flat, leaving))
+    except ArgumentError:  # at the last time, which is data, the network need not be asked
+        rows = iter(denoiser.rows(flat, leaving, torch.arange(len(flat)) < len(flat) - 1))
     plan = []
     for step in steps:
         row_t, *inner, row_s = (next(rows) for _ in step)
@@ -167,8 +171,13 @@ def _path(
 
     rows = [row for step in plan for row in (step.row_t, step.row_s, *step.inner)]
     told = {c: torch.full((len(seeds),), c, dtype=dtype, device=device) for c in {row.condition for row in rows}}
+    name = type(denoiser.parameterization).__name__
 
     def evaluate(x: Tensor, row: Row) -> Tensor:
+        if row.B == row.D == 0:
+            return torch.zeros_like(x)  # nothing that the network says is heard
+        if math.isnan(row.condition):
+            raise ArgumentError(f"this solver asks the network at t = {row.t:g}, where {name} has no answer")
         x_in = x if row.input_scale == 1 else x * row.input_scale
         return denoiser.ask(x_in, told[row.condition], **condition)
 

@@ -5,11 +5,14 @@ A distribution of times is a function of u, uniform in the open interval (0, 1).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from nearzero.errors import ArgumentError
 from nearzero.level import timesteps
 from nearzero.registry import register
 
@@ -44,3 +47,129 @@ class DiscreteTimes:
         """The node that u falls on."""
         steps = timesteps(process)
         return ((u * steps).floor() + 1) / steps
+
+
+@register
+@dataclass(frozen=True)
+class LogNormalSigma:
+    """log(sigma / alpha) is normal: EDM's training distribution, cut off where the process ends.
+
+    sigma / alpha = exp(mean + std Phi^-1(u)), with u in (0, Phi_end) instead of (0, 1).
+    Reference: Karras et al., Elucidating the design space, NeurIPS 2022, Table 1.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise ArgumentError(f"LogNormalSigma needs a finite mean and a positive std, got {self.mean}, {self.std}")
+
+    def __call__(self, u: Tensor, process: Any) -> Tensor:
+        """The time at which sigma / alpha has the quantile u."""
+        last = -_logsnr(process, process.end) / 2
+        below = torch.special.ndtr((last - self.mean) / self.std)
+        return process.time_of_logsnr(-2 * (self.mean + self.std * torch.special.ndtri(u * below)))
+
+
+@register
+@dataclass(frozen=True)
+class ImportanceTimes:
+    """Density proportional to g^2 / sigma^2 on [t_min, end]: the log-SNR is uniform there, for every process.
+
+    With weight 1 on eps it stands for the likelihood weight g^2 under uniform times, with less variance. The density
+    diverges at 0, hence the paper's t_min. Raises ArgumentError where the process ends without signal.
+    Reference: Song et al., Maximum likelihood training, NeurIPS 2021; Kim et al., Soft truncation, ICML 2022.
+    """
+
+    t_min: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_t_min(self.t_min)
+
+    def __call__(self, u: Tensor, process: Any) -> Tensor:
+        """The time of a log-SNR between those at t_min and at the end."""
+        return _uniform_logsnr(u, torch.full_like(u, self.t_min), process)
+
+
+@register
+@dataclass(frozen=True)
+class SoftTruncation:
+    """ImportanceTimes whose t_min is drawn anew for each batch, from a density proportional to t^-k on [t_min, end].
+
+        k = 1: t_min^(1-v) end^v;   else t_min / (1 - v (1 - (t_min/end)^(k-1)))^(1/(k-1))
+
+    v is made of the low 26 bits of the batch's first u, which move that u's own time by 1e-8.
+    Reference: Kim et al., Soft truncation, ICML 2022.
+    """
+
+    t_min: float = 1e-5
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_t_min(self.t_min)
+        if not 0 <= self.k < math.inf:
+            raise ArgumentError(f"SoftTruncation needs k >= 0, got {self.k}")
+
+    def __call__(self, u: Tensor, process: Any) -> Tensor:
+        """Times of one batch."""
+        v = torch.frac(u.flatten()[0] * 2.0**26).item()
+        least, q = self.t_min / process.end, self.k - 1
+        start = least ** (1 - v) if q == 0 else least / (1 - v * (1 - least**q)) ** (1 / q)
+        return _uniform_logsnr(u, torch.full_like(u, start * process.end), process)
+
+
+@register
+@dataclass(frozen=True)
+class Stratified:
+    """u of image i of n is taken from ((i) / n, (i + 1) / n): one draw in each stratum of the batch.
+
+    An image's time then depends on its place in the batch. Reference: FullDiffusion, Eq. 18.
+    """
+
+    inner: Times
+
+    def __call__(self, u: Tensor, process: Any) -> Tensor:
+        """inner((i + u) / n)."""
+        place = torch.arange(u.numel(), dtype=u.dtype, device=u.device).reshape(u.shape)
+        return self.inner(_below_one((place + u) / u.numel()), process)
+
+
+@register
+@dataclass(frozen=True)
+class Antithetic:
+    """The second half of a batch has 1 - u of the first: errors that are odd in u cancel."""
+
+    inner: Times
+
+    def __call__(self, u: Tensor, process: Any) -> Tensor:
+        """inner(u) and inner(1 - u). Raises ArgumentError for a batch of an odd size."""
+        if u.numel() % 2:
+            raise ArgumentError(f"Antithetic needs an even batch, got {u.numel()}")
+        first = u.flatten()[: u.numel() // 2]
+        return self.inner(torch.cat([first, 1 - first]).reshape(u.shape), process)
+
+
+def _below_one(u: Tensor) -> Tensor:
+    """u, where rounding has made it 1 the number before: u stays in the open interval."""
+    one = torch.ones_like(u)
+    return torch.minimum(u, torch.nextafter(one, 0 * one))
+
+
+def _check_t_min(t_min: float) -> None:
+    if not 0 < t_min < math.inf:
+        raise ArgumentError(f"t_min must be positive, got {t_min}: the density g^2 / sigma^2 diverges at 0")
+
+
+def _logsnr(process: Any, t: Any) -> Tensor:
+    return process(torch.as_tensor(t, dtype=torch.float64)).logsnr
+
+
+def _uniform_logsnr(u: Tensor, start: Tensor, process: Any) -> Tensor:
+    """The times at which the log-SNR lies at u between those of `start` and of the end."""
+    if not bool((start < process.end).all()):
+        raise ArgumentError(f"t_min {start.max().item():g} must lie below the process's end {process.end:g}")
+    first, last = process(start).logsnr, _logsnr(process, process.end)
+    if not bool(last.isfinite()):
+        raise ArgumentError(f"{type(process).__name__} ends without signal: its log-SNR has no end; use UniformTimes")
+    return process.time_of_logsnr(first + u * (last - first))
