@@ -1,5 +1,6 @@
-"""What the network is told: Time, Timestep, and E-TSDM's Shared."""
+"""What the network is told: the time, the noise, and E-TSDM's Shared over either."""
 
+import math
 from dataclasses import FrozenInstanceError, replace
 from fractions import Fraction
 
@@ -161,11 +162,18 @@ def test_a_stage_of_a_step_that_leaves_above_the_interval():
     assert ETSDM.stage(stages, None, leaving).tolist() == [149, 119, 99]
 
 
-@pytest.mark.parametrize("conditioning", [nz.Time(3.0), nz.Timestep(1000)])
+@pytest.mark.parametrize(
+    "conditioning",
+    [nz.Time(3.0), nz.Timestep(1000), nz.LogSigma(), nz.LogSNR(), nz.InverseTime(), nz.InverseSigmoid()],
+    ids=str,
+)
 def test_every_other_conditioning_tells_each_stage_its_own_time(conditioning):
-    """Without sharing, the time that a step leaves plays no part."""
-    t = torch.tensor([0.02, 0.013, 0.0], dtype=torch.float64)
-    assert torch.equal(conditioning.stage(t, None, torch.tensor(0.04, dtype=torch.float64)), conditioning(t, None))
+    """Without sharing, the time that a step leaves plays no part, and there are no edges."""
+    t, leaving = torch.tensor([0.02, 0.013, 0.001], dtype=torch.float64), torch.tensor(0.04, dtype=torch.float64)
+    process = nz.LinearVP()
+    staged = conditioning.stage(t, process(t), leaving, process(leaving))
+    assert torch.equal(staged, conditioning(t, process(t)))
+    assert conditioning.edges(process) == ()
 
 
 @pytest.mark.parametrize(
@@ -210,9 +218,10 @@ def test_the_interval_must_be_positive_and_finite(interval):
 
 
 def test_sharing_twice_is_refused():
-    """Only a conditioning that has cells of its own unit can be shared."""
-    with pytest.raises(ArgumentError, match="Shared cannot be shared"):
-        nz.Shared(ETSDM, interval=100, cells=5)
+    """Only a conditioning that has cells of its own unit can be shared: what does is named."""
+    for inner, name in ((ETSDM, "Shared"), (nz.InverseTime(), "InverseTime"), (nz.InverseSigmoid(), "InverseSigmoid")):
+        with pytest.raises(ArgumentError, match=f"{name} cannot be shared; share Timestep, Time, LogSigma or LogSNR"):
+            nz.Shared(inner, interval=100, cells=5)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 10.0])
@@ -222,11 +231,12 @@ def test_timestep_needs_a_positive_integer(steps):
         nz.Timestep(steps)
 
 
+@pytest.mark.parametrize("conditioning", [nz.Time, nz.LogSigma])
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-def test_time_needs_a_positive_scale(scale):
+def test_time_and_log_sigma_need_a_positive_scale(conditioning, scale):
     """A scale that is not in (0, inf) is refused by value."""
-    with pytest.raises(ArgumentError, match=f"positive scale, got {scale}"):
-        nz.Time(scale)
+    with pytest.raises(ArgumentError, match=f"{conditioning.__name__} needs a positive scale, got {scale}"):
+        conditioning(scale)
 
 
 def test_interval_and_cells_have_no_default():
@@ -254,3 +264,242 @@ def test_a_float_interval_is_the_integer_it_stands_for():
     shared = nz.Shared(nz.Timestep(1000), interval=100.0, cells=5)
     assert shared == ETSDM
     assert torch.equal(shared(nodes(1000, torch.float32), None), ETSDM(nodes(1000, torch.float32), None))
+
+
+# --- what tells the noise, and what remaps the time --------------------------------------------------------------
+
+PROCESSES = {
+    "LinearVP": nz.LinearVP(),
+    "LinearVP, beta_min 0": nz.LinearVP(beta_min=0.0),
+    "QuadraticVP": nz.QuadraticVP(),
+    "CosineVP": nz.CosineVP(),
+    "ShiftedCosine": nz.ShiftedCosine(),
+    "LinearSigmaVP": nz.LinearSigmaVP(),
+    "ZeroTerminalSNR": nz.ZeroTerminalSNR(nz.DiscreteVP.linear()),
+    "DiscreteVP.linear": nz.DiscreteVP.linear(),
+    "DiscreteVP.quadratic": nz.DiscreteVP.quadratic(),
+    "DiscreteVP.cosine": nz.DiscreteVP.cosine(),
+    "SubVP": nz.SubVP(),
+    "StraightPath": nz.StraightPath(),
+    "SongVE": nz.SongVE(),
+    "KarrasVE": nz.KarrasVE(),
+}
+processes = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
+NOISE = [nz.LogSigma(), nz.LogSigma(1.0), nz.LogSNR()]
+noise = pytest.mark.parametrize("inner", NOISE, ids=str)
+fractions = st.floats(1e-12, 1 - 1e-9)
+
+
+def f64(values):
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
+def in_words(inner, ratio):
+    """What an inner conditioning tells of sigma / alpha: scale * log of it, or the log-SNR, -2 log of it."""
+    return (inner.scale if isinstance(inner, nz.LogSigma) else -2) * math.log(ratio)
+
+
+def ratio(process, t):
+    alpha, sigma = (value.item() for value in process(f64(t)))
+    return sigma / alpha
+
+
+@processes
+@noise
+@law
+@given(part=fractions)
+def test_the_noise_that_is_told(inner, process, part):
+    """LogSigma tells scale log(sigma / alpha), LogSNR 2 log(alpha / sigma), on every process, to 1e-12."""
+    t = f64([part * process.end])
+    told = inner(t, process(t))
+    assert told.dtype == torch.float64 and told.shape == (1,)
+    assert told.item() == pytest.approx(in_words(inner, ratio(process, t.item())), rel=1e-12, abs=1e-12)
+
+
+@noise
+@law
+@given(part=st.floats(2**-20, 1 - 2**-20, width=32))
+def test_a_float32_time_is_told_its_float64_noise(inner, part):
+    """For a float32 time the float64 number is computed and rounded once."""
+    process, t = nz.LinearVP(), torch.tensor([part], dtype=torch.float32)
+    told = inner(t, process(t.double()))
+    assert told.dtype == torch.float32
+    assert told.item() == pytest.approx(in_words(inner, ratio(process, part)), rel=2**-24 + 1e-12, abs=1e-12)
+
+
+def test_log_sigma_is_edms_noise():
+    """On KarrasVE the default is EDM's c_noise, log(sigma) / 4, and LogSNR is -8 times it."""
+    t = f64([0.002, 0.5, 1.0, 80.0])
+    expected = [math.log(sigma) / 4 for sigma in t.tolist()]
+    told = nz.LogSigma()(t, nz.KarrasVE()(t))
+    assert told.tolist() == pytest.approx(expected, rel=1e-14, abs=0)
+    assert nz.LogSNR()(t, nz.KarrasVE()(t)).tolist() == pytest.approx([-8 * c for c in expected], rel=1e-14, abs=0)
+
+
+@noise
+def test_infinite_noise_is_refused(inner):
+    """At sigma = 0 and at alpha = 0 what would be told is infinite: refused, if only for one example, with a way out."""
+    name, process = type(inner).__name__, nz.LinearSigmaVP()
+    for t, match in ((0.0, "sigma = 0.*above 0, or share it"), (1.0, "alpha = 0.*keeps some signal, or nearzero.Time")):
+        times = f64([0.5, t])
+        with pytest.raises(ArgumentError, match=f"{name} at {match}"):
+            inner(times, process(times))
+
+
+@dtypes
+@law
+@given(t=st.floats(2**-60, 80, width=32))
+def test_inverse_time_is_one_over_t(dtype, t):
+    """1/t in t's dtype, whatever the level."""
+    told = nz.InverseTime()(torch.tensor([t], dtype=dtype), None)
+    assert told.dtype == dtype
+    assert told.item() * t == pytest.approx(1, rel=2 * torch.finfo(dtype).eps)
+
+
+@dtypes
+@law
+@given(t=st.floats(2**-60, 1 - 2**-20, width=32))
+def test_the_sigmoid_of_inverse_sigmoid_is_the_time(dtype, t):
+    """t = 1 / (1 + exp(-told)), computed in float64, in t's dtype; 0 is told at t = 1/2."""
+    told = nz.InverseSigmoid()(torch.tensor([t], dtype=dtype), None)
+    assert told.dtype == dtype
+    assert 1 / (1 + math.exp(-told.item())) == pytest.approx(t, rel=64 * torch.finfo(dtype).eps)
+    assert nz.InverseSigmoid()(torch.tensor([0.5], dtype=dtype), None).item() == 0
+
+
+def test_infinite_remappings_are_refused():
+    """InverseTime at t = 0, InverseSigmoid at t = 0 and from t = 1 on are infinite: refused, with what they take."""
+    with pytest.raises(
+        ArgumentError, match="InverseTime at t = 0 is infinite; ask at a time above 0, or use nearzero.Time"
+    ):
+        nz.InverseTime()(f64([0.5, 0.0]), None)
+    for t in (0.0, 1.0, 5.0):
+        with pytest.raises(
+            ArgumentError, match=rf"InverseSigmoid at t = {t:g} is infinite; it takes times inside \(0, 1\)"
+        ):
+            nz.InverseSigmoid()(f64([0.5, t]), None)
+
+
+# --- cells of equal width in sigma / alpha -----------------------------------------------------------------------
+
+
+def cell_loop(inner, value, interval, cells):
+    """Algorithm A1 in sigma / alpha: right-closed cells, told their lower edge, the first its upper edge."""
+    if value > interval:
+        return in_words(inner, value)
+    for j in range(cells):
+        if value <= interval * (j + 1) / cells:
+            break
+    return in_words(inner, interval * max(j, 1) / cells)
+
+
+@processes
+@noise
+@law
+@given(part=st.just(0.0) | st.floats(0, 0.999), root=st.integers(1, 3), cells=st.integers(1, 6))
+def test_shared_noise_is_a_loop_over_cells(inner, process, part, root, cells):
+    """Shared over LogSigma or LogSNR tells one number for each cell of sigma / alpha and the inner above, t = 0 legal."""
+    t = part**root * process.end
+    value = ratio(process, t)
+    assume(abs(value * cells / 0.3 - round(value * cells / 0.3)) > 1e-9 or value == 0)  # an edge is rounded
+    told = nz.Shared(inner, interval=0.3, cells=cells)(f64([t]), process(f64([t])))
+    assert told.item() == pytest.approx(cell_loop(inner, value, 0.3, cells), rel=1e-12, abs=1e-12)
+
+
+@noise
+def test_cells_of_noise_are_right_closed(inner):
+    """On KarrasVE, where sigma / alpha = t, an edge belongs to the cell below and the next float to the one above."""
+    shared, edges, process = nz.Shared(inner, interval=0.3, cells=4), f64([0.075, 0.15, 0.225, 0.3]), nz.KarrasVE()
+    at, beyond = shared(edges, process(edges)).tolist(), shared(after(edges), process(after(edges))).tolist()
+    assert at == pytest.approx([in_words(inner, value) for value in (0.075, 0.075, 0.15, 0.225)], rel=1e-14)
+    assert beyond == pytest.approx([in_words(inner, value) for value in (0.075, 0.15, 0.225, 0.3)], rel=1e-14)
+
+
+@processes
+@noise
+def test_edges_of_noise_are_where_sigma_over_alpha_passes(inner, process):
+    """edges(process) are the times of sigma / alpha = w, 2 w, ...; what is told jumps there, but for w, and nowhere else.
+
+    The first two cells are told the same number, w: the first has no lower edge that could be told.
+    """
+    shared = nz.Shared(inner, interval=0.3, cells=4)
+    edges = f64(shared.edges(process))
+    alpha, sigma = process(edges)
+    torch.testing.assert_close(sigma / alpha, f64([0.075, 0.15, 0.225, 0.3]), rtol=1e-11, atol=0)
+    below, above = (shared(t, process(t)) for t in (edges * (1 - 1e-9), edges * (1 + 1e-9)))
+    assert ((below - above).abs() > 0.02).tolist() == [False, True, True, True]
+    fine = torch.linspace(0, 1.5 * edges[-1].item(), 5001).double()  # float32 times hit no edge
+    steps = shared(fine, process(fine)).diff().abs()
+    jump = torch.tensor(
+        [bool(((edges[1:] > t) & (edges[1:] <= s)).any()) for t, s in zip(fine, fine[1:], strict=False)]
+    )
+    inside = fine[1:] < edges[-1]
+    assert bool((steps[inside & ~jump] == 0).all())
+    assert bool((steps[jump] > 0.02).all()) and jump.sum() == 3
+    assert bool((steps[~inside & ~jump] < 0.02).all())
+
+
+@noise
+@pytest.mark.parametrize(
+    ("process", "largest"), [(nz.KarrasVE(), 80.0), (nz.SongVE(), 100.0), (nz.LinearVP(), 152.1663)], ids=str
+)
+def test_an_interval_beyond_the_largest_noise_is_refused(inner, process, largest):
+    """A shared interval must end below the largest sigma / alpha: the denoiser refuses 1 % more, takes 1 % less."""
+
+    def build(interval):
+        return nz.Denoiser(torch.nn.Identity(), process, nz.Velocity(), nz.Shared(inner, interval=interval, cells=4))
+
+    assert ratio(process, process.end) == pytest.approx(largest, rel=1e-5)
+    assert build(0.99 * largest).conditioning.edges(process)[-1] < process.end
+    with pytest.raises(ArgumentError, match=f"beyond the process's end {process.end:g}; take a shorter interval"):
+        build(1.01 * largest)
+
+
+def test_an_interval_up_to_the_largest_noise_is_legal():
+    """The whole of KarrasVE may be shared, and any interval where the signal ends at 0."""
+    whole = nz.Shared(nz.LogSigma(), interval=80.0, cells=4)
+    assert whole.edges(nz.KarrasVE()) == pytest.approx((20, 40, 60, 80), rel=1e-14)
+    nz.Denoiser(torch.nn.Identity(), nz.KarrasVE(), nz.Velocity(), whole)
+    nz.Denoiser(torch.nn.Identity(), nz.LinearSigmaVP(), nz.Velocity(), nz.Shared(nz.LogSNR(), interval=1e6, cells=2))
+
+
+@pytest.mark.parametrize(
+    ("inner", "interval"),
+    [(nz.Time(3.0), 0.3), (nz.Timestep(1000), 300), (nz.LogSigma(), 0.3), (nz.LogSNR(), 0.3)],
+    ids=str,
+)
+@pytest.mark.parametrize("process", [nz.LinearVP(), nz.StraightPath(), nz.KarrasVE(1.0)], ids=str)
+def test_every_inner_keeps_the_cell_that_its_step_leaves(inner, interval, process):
+    """Each stage of a step is told the cell of the time that the step leaves, 0 too; above the interval its own."""
+    shared = nz.Shared(inner, interval=interval, cells=3)
+    edges = f64(shared.edges(process))
+    middles = torch.cat([edges[:1] / 2, (edges[1:] + edges[:-1]) / 2])
+    for leaving in (*middles, *(edges * (1 - 1e-9))):
+        stages = torch.cat([leaving[None] * f64([1.0, 0.9, 0.5, 0.1]), f64([0.0])])
+        told = shared.stage(stages, process(stages), leaving, process(leaving))
+        one = shared(leaving[None], process(leaving[None]))
+        assert torch.equal(told, one.expand(5))
+    assert len({value.item() for value in shared(middles, process(middles))}) > 1
+    leaving = edges[-1] * (1 + 1e-9)
+    stages = edges[-1] * f64([1.0, 0.7, 0.2])
+    told = shared.stage(stages, process(stages), leaving, process(leaving))
+    assert torch.equal(told, inner(stages, process(stages)))
+
+
+def test_each_stage_has_the_cell_of_its_own_step():
+    """Stages of several steps in one call are told the cells that their own steps leave, on the level of that time."""
+    process, shared = nz.LinearSigmaVP(), nz.Shared(nz.LogSigma(), interval=0.3, cells=4)
+    leaving, stages = f64([0.5, 0.5, 0.2, 0.2, 0.1]), f64([0.5, 0.05, 0.2, 0.05, 0.0])
+    told = shared.stage(stages, process(stages), leaving, process(leaving)).tolist()
+    alone = [in_words(nz.LogSigma(), ratio(process, t)) for t in (0.5, 0.05)]
+    cells = [in_words(nz.LogSigma(), value) for value in (0.15, 0.15, 0.075)]
+    assert told == pytest.approx([*alone, *cells], rel=1e-12)
+
+
+def test_shared_noise_in_float32():
+    """A float32 time is told in float32 what float64 tells it, at the edges of the cells too."""
+    shared, process = nz.Shared(nz.LogSigma(), interval=0.3, cells=4), nz.DiscreteVP.linear()
+    t = nodes(1000, torch.float32)
+    narrow, wide = shared(t, process(t.double())), shared(t.double(), process(t.double()))
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), wide, rtol=1e-7, atol=0)

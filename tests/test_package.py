@@ -25,7 +25,7 @@ LAYERS = (
     ("errors", "files", "registry", "randomness"),
     ("level",),
     AXES,
-    ("denoiser", "oracle", "codec"),
+    ("denoiser", "rescaled", "oracle", "codec"),
     ("objective", "sampling", "likelihood"),
     ("diagnostics", "networks", "data", "metrics"),
     ("recipes",),

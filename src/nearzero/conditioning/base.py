@@ -45,6 +45,10 @@ class Divisible(Conditioning, Protocol):
         """The number for the whole cell (lower, upper], both in the conditioning's own unit."""
         ...
 
+    def time_told(self, told: float, process: Any) -> Tensor:
+        """The time, float64 (1,), above the interval at which the network is told this number."""
+        ...
+
     def check_cells(self, interval: float, cells: int) -> None:
         """Raises ArgumentError where an interval cannot be cut this way."""
         ...

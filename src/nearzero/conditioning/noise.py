@@ -63,6 +63,10 @@ class LogSigma(_Noise):
         """A cell is told its lower edge, the first its upper."""
         return self.scale * math.log(lower or upper)
 
+    def time_told(self, told: float, process: Any) -> Tensor:
+        """The time at which scale * log(sigma / alpha) is `told`."""
+        return process.time_of_logsnr(torch.tensor([-2 * told / self.scale], dtype=torch.float64))
+
 
 @register
 @dataclass(frozen=True)
@@ -79,6 +83,10 @@ class LogSNR(_Noise):
     def told(self, lower: float, upper: float) -> float:
         """A cell is told its lower edge, the first its upper."""
         return -2 * math.log(lower or upper)
+
+    def time_told(self, told: float, process: Any) -> Tensor:
+        """The time at which the log-SNR is `told`."""
+        return process.time_of_logsnr(torch.tensor([told], dtype=torch.float64))
 
 
 def _finite(level: Level, conditioning: LogSigma | LogSNR) -> Tensor:

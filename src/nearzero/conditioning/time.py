@@ -46,6 +46,10 @@ class Time(Smooth):
         """A cell is told its lower edge."""
         return self.scale * lower
 
+    def time_told(self, told: float, process: Any) -> Tensor:
+        """told / scale."""
+        return torch.tensor([told / self.scale], dtype=torch.float64)
+
     def check_cells(self, interval: float, cells: int) -> None:
         """Any interval in t: the denoiser compares it with the end of its process."""
 
@@ -89,6 +93,10 @@ class Timestep(Smooth):
     def told(self, lower: float, upper: float) -> float:
         """A cell is told its lower edge."""
         return lower
+
+    def time_told(self, told: float, process: Any) -> Tensor:
+        """(told + 1) / steps."""
+        return torch.tensor([(told + 1) / self.steps], dtype=torch.float64)
 
     def check_cells(self, interval: float, cells: int) -> None:
         """Cells are whole numbers of timesteps, and no more of them than there are."""

@@ -147,6 +147,11 @@ class Beta(VP):
         return self.time_of_log_alpha(-0.5 * torch.nn.functional.softplus(2 * q, threshold=700.0))
 
 
+def root_sigmoid(x: Tensor) -> Tensor:
+    """sqrt(1 / (1 + exp(-x))), also where the square underflows: sigma of a VP process at x = -log SNR."""
+    return torch.exp(torch.nn.functional.logsigmoid(x) / 2)
+
+
 @dataclass(frozen=True)
 class Angle:
     """The clock u = atan2(sigma, alpha) of a VP process: dx/du is the velocity, bounded at both ends."""
@@ -155,7 +160,7 @@ class Angle:
 
     def u(self, t: Tensor) -> Tensor:
         """The angle at time t, in radians: 0 at the data."""
-        alpha, sigma = self.process(t.to(torch.float64))
+        alpha, sigma = self.process(check_times(t, self.process.end).to(torch.float64))
         return torch.atan2(sigma, alpha).to(t.dtype)
 
     def t(self, u: Tensor) -> Tensor:
@@ -163,6 +168,7 @@ class Angle:
         if not bool(((u >= 0) & (u <= math.pi / 2)).all()):
             raise ArgumentError(f"an angle between data (0) and noise (pi / 2) was expected, got {u.tolist()}")
         angle = u.to(torch.float64)
+        angle = torch.minimum(angle, torch.full_like(angle, math.pi / 2))  # float32 rounds pi / 2 up
         return self.process.time_of_logsnr(2 * (torch.cos(angle).log() - torch.sin(angle).log())).to(u.dtype)
 
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,8 +184,8 @@ class Itself:
     process: Plain
 
     def u(self, t: Tensor) -> Tensor:
-        """t."""
-        return t
+        """t. Raises ArgumentError outside [0, end]."""
+        return check_times(t, self.process.end)
 
     def t(self, u: Tensor) -> Tensor:
         """u. Raises ArgumentError outside [0, end]."""

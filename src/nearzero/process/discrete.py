@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nearzero.errors import ArgumentError, did_you_mean
 from nearzero.level import Level
-from nearzero.process.base import VP, Beta
+from nearzero.process.base import VP, Beta, root_sigmoid
 from nearzero.process.vp import CosineVP
 from nearzero.registry import register
 
@@ -59,7 +59,8 @@ class CosineBetas:
 
     def values(self) -> Tensor:
         """float64 (steps,)."""
-        log_alpha = CosineVP(self.offset)(torch.arange(self.steps + 1, dtype=torch.float64) / self.steps).alpha.log()
+        alpha, sigma = CosineVP(self.offset)(torch.arange(self.steps + 1, dtype=torch.float64) / self.steps)
+        log_alpha = torch.where(sigma < alpha, 0.5 * torch.log1p(-sigma * sigma), alpha.log())
         betas = 0 - torch.expm1(2 * log_alpha.diff())
         return torch.minimum(betas, betas.new_tensor(self.cap))
 
@@ -204,6 +205,8 @@ class ZeroTerminalSNR(VP):
     def __post_init__(self) -> None:
         if not isinstance(self.base, VP):
             raise ArgumentError(f"ZeroTerminalSNR moves a variance-preserving process, got {type(self.base).__name__}")
+        if getattr(self.base, "steps", 2) < 2:
+            raise ArgumentError("ZeroTerminalSNR over one node: it cannot both keep its level and lose its signal")
 
     @property
     def steps(self) -> int:
@@ -217,29 +220,38 @@ class ZeroTerminalSNR(VP):
         losses = _loss(self.base.level(torch.tensor([first, 1.0], dtype=torch.float64)))
         return first, *losses.tolist()
 
+    def _above(self, base: Level) -> Tensor:
+        """alpha - alpha_end, by the difference that keeps more digits."""
+        _, _, high = self._ends
+        last = self.base.level(torch.ones((), dtype=torch.float64)).alpha
+        return base.alpha - last if high > 0.5 else high - _loss(base)
+
     def level(self, t: Tensor) -> Level:
         """alpha and sigma at float64 times."""
         first, low, high = self._ends
         base = self.base.level(t)
         loss = _loss(base)
         moved = ((loss - low) + low * (high - loss)) / (high - low)  # 1 - alpha', a sum of positive terms
+        stretched = torch.where(moved < 0.5, 1 - moved, self._above(base) * (1 - low) / (high - low))
         inside = t >= first
-        alpha = torch.where(inside, (high - loss) * (1 - low) / (high - low), base.alpha)
+        alpha = torch.where(inside, stretched, base.alpha)
         return Level(alpha, torch.where(inside, torch.sqrt(moved * (1 + alpha)), base.sigma))
 
     def f(self, t: Tensor) -> Tensor:
         """alpha f / (alpha - alpha_end) above the first node; -inf at the end."""
         first, _, high = self._ends
         base = self.base.level(t)
-        return self.base.f(t) * torch.where(t >= first, base.alpha / (high - _loss(base)), 1.0)
+        if high == 1:  # the base ends without signal: nothing is moved
+            return self.base.f(t)
+        return self.base.f(t) * torch.where(t >= first, base.alpha / self._above(base), 1.0)
 
     def time_of_log_ratio(self, q: Tensor) -> Tensor:
         """The base's time at the level before it was moved."""
         _, low, high = self._ends
-        moved = _loss(Level(torch.sigmoid(-2 * q).sqrt(), torch.sigmoid(2 * q).sqrt()))
+        moved = _loss(Level(root_sigmoid(-2 * q), root_sigmoid(2 * q)))
         loss = torch.where(moved > low, (low * (1 - high) + moved * (high - low)) / (1 - low), moved)
         ratio = torch.sqrt(loss * (2 - loss)).log() - torch.log1p(-loss)
-        return self.base.time_of_log_ratio(ratio)
+        return torch.where(moved >= 1, self.end, self.base.time_of_log_ratio(ratio))
 
 
 def _loss(level: Level) -> Tensor:

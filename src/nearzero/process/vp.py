@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nearzero.errors import ArgumentError
 from nearzero.level import Level
-from nearzero.process.base import VP, Beta
+from nearzero.process.base import VP, Beta, root_sigmoid
 from nearzero.registry import register
 
 
@@ -139,22 +139,21 @@ class CosineVP(VP):
 
     @staticmethod
     def _sigma(x: Tensor, a: float) -> Tensor:
-        return torch.sqrt(torch.sin(x) * torch.sin(2 * a + x)) / math.cos(a)
+        return torch.sqrt(torch.sin(x)) * torch.sqrt(torch.sin(2 * a + x)) / math.cos(a)
 
     def f(self, t: Tensor) -> Tensor:
-        """-speed cot(speed (1 - t)); -inf at t = 1."""
+        """-speed tan(speed (offset + t)); -inf at t = 1."""
         _, speed = self._angles
-        return -speed / torch.tan(speed * (1 - t))
+        return -speed * torch.sin(speed * (self.offset + t)) / torch.sin(speed * (1 - t))
 
     def time_of_log_ratio(self, q: Tensor) -> Tensor:
         """x = (a + x) - a by the addition theorem, each difference without cancellation."""
         a, speed = self._angles
-        alpha, sigma = torch.sigmoid(-2 * q).sqrt(), torch.sigmoid(2 * q).sqrt()
-        sine, rest = math.sin(a), (sigma * math.cos(a)) ** 2
-        upper = torch.sqrt(sine**2 + rest)  # sin(a + x)
-        difference = torch.where(rest == 0, 0.0, rest / (upper + sine)) + sine * sigma**2 / (
-            1 + alpha
-        )  # upper - alpha sine
+        alpha, sigma = root_sigmoid(-2 * q), root_sigmoid(2 * q)
+        sine, rest = math.sin(a), sigma * math.cos(a)
+        upper = torch.hypot(torch.full_like(q, sine), rest)  # sin(a + x)
+        first = torch.where(rest == 0, 0.0, rest * (rest / (upper + sine)))  # upper - sine
+        difference = first + sine * sigma**2 / (1 + alpha)  # upper - alpha sine
         x = torch.atan2(difference * math.cos(a), alpha * math.cos(a) ** 2 + upper * sine)
         return x / speed
 
@@ -195,7 +194,7 @@ class ShiftedCosine(VP):
 
     def time_of_log_ratio(self, q: Tensor) -> Tensor:
         """tan(pi t / 2) = exp(q) / shift."""
-        return torch.atan2(torch.sigmoid(2 * q).sqrt(), self.shift * torch.sigmoid(-2 * q).sqrt()) * 2 / math.pi
+        return torch.atan2(root_sigmoid(2 * q), self.shift * root_sigmoid(-2 * q)) * 2 / math.pi
 
 
 @register
@@ -220,4 +219,4 @@ class LinearSigmaVP(VP):
 
     def time_of_log_ratio(self, q: Tensor) -> Tensor:
         """t = sigma."""
-        return torch.sigmoid(2 * q).sqrt()
+        return root_sigmoid(2 * q)

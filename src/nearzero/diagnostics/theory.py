@@ -1,0 +1,92 @@
+"""The theory of the papers as numbers: the exponent of sigma at t = 0 and the two sides of Theorem 4.1."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nearzero.conditioning import Shared, Time
+from nearzero.errors import ArgumentError
+from nearzero.level import Level, expand
+from nearzero.oracle import GaussianMixture
+from nearzero.parameterization import Epsilon
+from nearzero.process import Process
+
+
+def schedule_exponent(process: Process) -> float:
+    """p of sigma / alpha ~ t^p as t goes to 0, from t = 1e-8 and 1e-7 of the range.
+
+    For data of a smooth density eps*(x, t) = -sigma score has the slope p t^(p - 1) in t: singular for p < 1, as in
+    DDPM's schedules (1/2), bounded for p >= 1, as in EDM's and FullDiffusion's (1).
+
+    >>> round(schedule_exponent(LinearVP()), 4), round(schedule_exponent(LinearSigmaVP()), 4)
+    (0.5, 1.0)
+    """
+    t = torch.tensor([1e-8, 1e-7], dtype=torch.float64) * process.end  # the two times that the docstring states
+    low, high = (-process(t).logsnr / 2).tolist()
+    return (high - low) / torch.log(t[1] / t[0]).item()
+
+
+class Bound(NamedTuple):
+    """Both sides of Theorem 4.1 at each x, float64 (B,): the error of sharing and its bound; Delta t, Delta sigma_max.
+
+    Each error is the largest over the times of the cells, as each supremum is.
+    """
+
+    error: Tensor
+    bound: Tensor
+    width: float
+    sigma_step: float
+
+
+def theorem_bound(
+    data: GaussianMixture,
+    process: Process,
+    x: Tensor,
+    *,
+    interval: float,
+    cells: int,
+    per_cell: int = 33,
+    first: int | None = None,
+) -> Bound:
+    """E-TSDM's Theorem 4.1 for exact networks at x (B, d), with t~ = `interval`, a time, and dt = t~ / cells:
+
+        |eps*(x, f_T(t)) - eps*(x, t)| <= sigma(t~) K(x) dt + B(x) max |sigma(t_i) - sigma(t_{i-1})|
+        K(x) = sup |score_t - score_tau| / |t - tau|,   B(x) = sup |score_t|,   over [0, t~)
+
+    The shared optimum eps*(x, f_T(t)) is the mean over the cell that weighs each time by how likely it makes x. The
+    suprema are taken over `per_cell` times in each cell, its edges included; `first` limits the cells that are looked
+    at, from 0 on, where there are many. K is the largest slope between neighbouring times, which bounds every other.
+
+    Reference: Yang et al., Lipschitz singularities in diffusion models, ICLR 2024, Eq. 11-12.
+    """
+    if cells < 1 or not 0 < interval <= process.end or per_cell < 2:
+        raise ArgumentError(f"theorem_bound needs an interval in (0, {process.end:g}], cells >= 1 and per_cell >= 2")
+    width, looked = interval / cells, min(cells, first or cells)
+    shared = Shared(Time(), interval=looked * width, cells=looked)
+    best = data.denoiser(process, Epsilon(), shared).network
+    t = torch.linspace(0, looked * width, looked * (per_cell - 1) + 1, dtype=torch.float64)
+    level = process(t)
+    rows = x.to(torch.float64)
+    scores = torch.stack([_score(data, rows, alpha, sigma) for alpha, sigma in zip(*level, strict=True)])  # (n, B, d)
+    exact = -expand(level.sigma, scores) * scores
+    edges = torch.linspace(0, interval, cells + 1, dtype=torch.float64)
+    sigma_step = process(edges).sigma.diff().abs().max().item()
+    K = (scores.diff(dim=0).flatten(2).norm(dim=2) / t.diff()[:, None]).amax(0)
+    B = scores.flatten(2).norm(dim=2).amax(0)
+    errors = []
+    for cell in range(looked):
+        told = torch.full((len(rows),), cell * width, dtype=torch.float64)
+        inside = slice(cell * (per_cell - 1), (cell + 1) * (per_cell - 1) + 1)
+        errors.append((best(rows, told) - exact[inside]).flatten(2).norm(dim=2).amax(0))
+    last = process(torch.tensor(interval, dtype=torch.float64)).sigma.item()
+    return Bound(torch.stack(errors).amax(0), last * K * width + B * sigma_step, width, sigma_step)
+
+
+def _score(data: GaussianMixture, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """grad log p_t at x, also at t = 0, by automatic differentiation of the exact log density."""
+    with torch.enable_grad():
+        here = x.detach().requires_grad_()
+        return torch.autograd.grad(data.log_prob(here, Level(alpha, sigma)).sum(), here)[0]
