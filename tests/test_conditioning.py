@@ -306,7 +306,7 @@ def ratio(process, t):
 
 @processes
 @noise
-@law
+@settings(law, max_examples=20)
 @given(part=fractions)
 def test_the_noise_that_is_told(inner, process, part):
     """LogSigma tells scale log(sigma / alpha), LogSNR 2 log(alpha / sigma), on every process, to 1e-12."""
@@ -395,7 +395,7 @@ def cell_loop(inner, value, interval, cells):
 
 @processes
 @noise
-@law
+@settings(law, max_examples=20)
 @given(part=st.just(0.0) | st.floats(0, 0.999), root=st.integers(1, 3), cells=st.integers(1, 6))
 def test_shared_noise_is_a_loop_over_cells(inner, process, part, root, cells):
     """Shared over LogSigma or LogSNR tells one number for each cell of sigma / alpha and the inner above, t = 0 legal."""

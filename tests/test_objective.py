@@ -1,13 +1,17 @@
-"""Regression: DDPM's simple loss written out, and analytic expectations."""
+"""Regression and the variational bound: the papers' losses written out, analytic expectations, exact likelihoods."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import nearzero as nz
+from nearzero.errors import ArgumentError
 
+law = settings(deadline=None, derandomize=True, max_examples=60)
 DDPM = nz.DiscreteVP.linear()
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 UNIT = torch.tensor(
@@ -48,6 +52,10 @@ class Level:
 
     def __call__(self, level, coefficients):
         return level.alpha**2 + 2 * level.sigma**2
+
+
+def f64(values):
+    return torch.as_tensor(values, dtype=torch.float64)
 
 
 def draws(*shape, seed=0):
@@ -173,3 +181,391 @@ def test_float32_images_give_float32_losses_of_float64_schedules():
     single = regression(nz.Velocity())(x0.float(), u, eps.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), regression(nz.Velocity())(x0, u, eps), rtol=1e-5, atol=0)
+
+
+# --- regression with every parameterization, process, distribution of times and weighting -------------------------
+
+SIGNAL = [nz.LinearVP(), nz.QuadraticVP(), DDPM, nz.SubVP(), nz.SongVE(), nz.KarrasVE()]  # at the end
+NO_SIGNAL = [
+    *(nz.CosineVP(), nz.ShiftedCosine(), nz.LinearSigmaVP(), nz.StraightPath()),
+    *(nz.ZeroTerminalSNR(nz.LinearVP()), nz.ZeroTerminalSNR(DDPM)),
+]
+OUTPUTS = [nz.Epsilon(), nz.Velocity(), nz.Denoised(), nz.Flow(), nz.Karras(), nz.Karras(2.0)]
+TIMES = [
+    *(nz.UniformTimes(), nz.DiscreteTimes(), nz.LogNormalSigma(), nz.ImportanceTimes(), nz.SoftTruncation()),
+    *(nz.Stratified(nz.UniformTimes()), nz.Antithetic(nz.LogNormalSigma()), nz.Stratified(nz.ImportanceTimes(1e-3))),
+]
+WEIGHTINGS = [nz.Simple(), nz.MinSNR(), nz.P2(), nz.P2(0.5, 2.0), nz.LikelihoodWeight()]
+MEAN, VARIANCE = 0.7, 0.3
+
+
+def legal(process, parameterization, times):
+    """Whether this objective exists: discrete times need nodes, importance a log-SNR at the end, Epsilon signal."""
+    inner = getattr(times, "inner", times)
+    nodes = not isinstance(inner, nz.DiscreteTimes) or hasattr(getattr(process, "base", process), "betas")
+    ends = not isinstance(inner, nz.ImportanceTimes | nz.SoftTruncation) or process in SIGNAL
+    last = isinstance(inner, nz.DiscreteTimes) and process in NO_SIGNAL and isinstance(parameterization, nz.Epsilon)
+    return nodes and ends and not last
+
+
+def output(parameterization, alpha, sigma):
+    """The papers' words in numbers: F* = a x0 + b eps, and d x0 / d F and d eps / d F at a fixed x."""
+    if isinstance(parameterization, nz.Epsilon):
+        return 0.0, 1.0, -sigma / alpha, 1.0
+    if isinstance(parameterization, nz.Velocity):
+        r2 = alpha**2 + sigma**2
+        return -sigma, alpha, -sigma / r2, alpha / r2
+    if isinstance(parameterization, nz.Denoised):
+        return 1.0, 0.0, 1.0, -alpha / sigma
+    if isinstance(parameterization, nz.Flow):
+        return -1.0, 1.0, -sigma / (alpha + sigma), alpha / (alpha + sigma)
+    d = parameterization.data_std
+    z = sigma**2 + (alpha * d) ** 2
+    return (sigma / (d * z**0.5), -alpha * d / z**0.5, sigma * d / z**0.5, -alpha * d / z**0.5)
+
+
+def weight(weighting, alpha, sigma, d_x0, d_eps):
+    """The papers' weights of an error of F, with SNR d_x0^2 = d_eps^2."""
+    if isinstance(weighting, nz.Simple):
+        return 1.0
+    if isinstance(weighting, nz.MinSNR):
+        return min(d_eps**2, weighting.gamma * d_x0**2)
+    if isinstance(weighting, nz.P2):
+        return d_eps**2 * (sigma**2 / (weighting.k * sigma**2 + alpha**2)) ** weighting.gamma
+    return d_eps**2
+
+
+def bayes(weighting, parameterization, alpha, sigma):
+    """The weighted variance of F* given x for N(MEAN, VARIANCE) data: (a sigma - b alpha)^2 VARIANCE / var(x)."""
+    a, b, d_x0, d_eps = output(parameterization, alpha, sigma)
+    rest = (a * sigma - b * alpha) ** 2 * VARIANCE / (alpha**2 * VARIANCE + sigma**2)
+    return weight(weighting, alpha, sigma, d_x0, d_eps) * rest
+
+
+combinations = pytest.mark.parametrize("parameterization", OUTPUTS, ids=repr)
+everywhere = pytest.mark.parametrize("process", SIGNAL + NO_SIGNAL, ids=lambda process: repr(process)[:32])
+
+
+def bayes_loss(process, parameterization, times, weighting, u):
+    """The exact network's expected loss, and its expectation on paper, at the times of u.
+
+    Its loss is quadratic in (x0, eps), so that the four signs stand for the two normal numbers.
+    """
+    data = nz.GaussianMixture(f64([1.0]), f64([[MEAN]]), f64([[[VARIANCE]]]))
+    denoiser, objective = data.denoiser(process, parameterization), nz.Regression(times, weighting)
+    found = 0
+    for first, second in UNIT.tolist():
+        x0 = torch.full((len(u), 1), MEAN + math.sqrt(VARIANCE) * first, dtype=torch.float64)
+        found = found + objective(denoiser, x0, u, torch.full_like(x0, second)) / 4
+    alpha, sigma = (value.tolist() for value in process(times(u, process)))
+    expected = [bayes(weighting, parameterization, a, s) for a, s in zip(alpha, sigma, strict=True)]
+    return found, f64(expected)
+
+
+@combinations
+@everywhere
+@settings(law, max_examples=5)
+@given(data=st.data())
+def test_the_exact_network_costs_its_bayes_error(parameterization, process, data):
+    """For N(m, v) data the exact network's expected loss is the weighted variance of F* given x, everywhere."""
+    times = data.draw(st.sampled_from([times for times in TIMES if legal(process, parameterization, times)]))
+    weighting = data.draw(st.sampled_from(WEIGHTINGS))
+    u = torch.tensor(data.draw(st.lists(st.floats(1e-6, 1 - 1e-6), min_size=4, max_size=4)), dtype=torch.float64)
+    found, expected = bayes_loss(process, parameterization, times, weighting, u)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
+
+
+@combinations
+@everywhere
+def test_the_bayes_error_holds_at_both_ends(parameterization, process):
+    """At t = 0 and at the end, where a parameterization exists, the loss is finite and the weighted variance."""
+    for t in (0.0, process.end):
+        for weighting in WEIGHTINGS:
+            alpha, sigma = (value.item() for value in process(f64(t)))
+            if (sigma == 0 and isinstance(parameterization, nz.Denoised)) or (
+                alpha == 0 and isinstance(parameterization, nz.Epsilon)
+            ):
+                with pytest.raises(ArgumentError):
+                    bayes_loss(process, parameterization, Fixed(t), weighting, f64([0.5]))
+                continue
+            found, expected = bayes_loss(process, parameterization, Fixed(t), weighting, f64([0.5]))
+            assert bool(found.isfinite().all())
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+
+
+@combinations
+@everywhere
+@settings(law, max_examples=5)
+@given(data=st.data())
+def test_a_single_point_costs_nothing(parameterization, process, data):
+    """All noise can be told from a point that is known: the exact network's loss is 0 at every time above 0."""
+    times = data.draw(st.sampled_from([times for times in TIMES if legal(process, parameterization, times)]))
+    weighting = data.draw(st.sampled_from(WEIGHTINGS))
+    u = torch.tensor(data.draw(st.lists(st.floats(1e-3, 1 - 1e-3), min_size=4, max_size=4)), dtype=torch.float64)
+    point = f64([[0.3, -1.2]])
+    denoiser = nz.PointCloud(point).denoiser(process, parameterization)
+    loss = nz.Regression(times, weighting)(denoiser, point.expand(4, 2), u, draws(4, 2)[2])
+    assert bool(loss.isfinite().all())
+    _, sigma = process(times(u, process))
+    assert bool((loss.abs() <= 1e-29 * (1 + 1 / sigma**2)).all())
+
+
+@pytest.mark.parametrize("name", ["Nu", "W"])
+def test_regression_refuses_what_has_no_target(name):
+    """Nu and W have no finite target near t = 0: refused whatever the time, and VariationalBound is named."""
+    denoiser = nz.Denoiser(Mixer(), nz.LinearSigmaVP(), getattr(nz, name)(), nz.Time())
+    x0, u, eps = draws(3, 2)
+    with pytest.raises(ArgumentError, match=f"{name} has no finite regression target.*nearzero.VariationalBound"):
+        nz.Regression(nz.UniformTimes(), nz.Simple())(denoiser, x0, u, eps)
+
+
+# --- the variational bound ----------------------------------------------------------------------------------------
+
+FORMS = pytest.mark.parametrize("form", [nz.Nu(), nz.W()], ids=["Nu", "W"])
+LINE = nz.GaussianMixture(f64([0.4, 0.6]), f64([[-0.6], [1.4]]), f64([[[0.3]], [[0.5]]]))
+PLANE = nz.GaussianMixture(
+    f64([0.3, 0.7]),
+    f64([[-0.7, 0.5], [1.1, 0.9]]),
+    f64([[[0.5, 0.2], [0.2, 0.4]], [[0.6, -0.1], [-0.1, 0.3]]]),
+)
+BOUND = nz.VariationalBound(nz.UniformTimes())
+
+
+def log_density(data, x0):
+    """log p(x0) of a mixture in plain Python."""
+    total = 0.0
+    for w, m, S in zip(data.weights.tolist(), data.means.tolist(), data.covariances.tolist(), strict=True):
+        difference, S = np.array(x0) - np.array(m), np.array(S)
+        quadratic = difference @ np.linalg.solve(S, difference)
+        total += w * math.exp(-quadratic / 2) / math.sqrt(np.linalg.det(math.tau * S))
+    return math.log(total)
+
+
+def legendre(count):
+    """Times in (0, 1) and weights: t = sin(theta) with theta in (0, pi / 2), in which alpha is smooth."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    theta = (nodes + 1) * math.pi / 4
+    return torch.from_numpy(np.sin(theta)), torch.from_numpy(weights * math.pi / 4 * np.cos(theta))
+
+
+def hermite(count, dim=1):
+    """Standard normal nodes (n, dim) and weights (n,)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    weights = weights / weights.sum()
+    grid = np.stack(np.meshgrid(*[nodes] * dim, indexing="ij"), -1).reshape(-1, dim)
+    product = np.stack(np.meshgrid(*[weights] * dim, indexing="ij"), -1).reshape(-1, dim).prod(1)
+    return torch.from_numpy(grid), torch.from_numpy(product)
+
+
+def expectation(denoiser, x0, times=40, noises=60):
+    """The bound at one x0, averaged over t and eps by quadrature."""
+    t, weights = legendre(times)
+    eps, shares = hermite(noises, len(x0))
+    points = f64(x0).expand(len(t) * len(eps), len(x0))
+    loss = BOUND(denoiser, points, t.repeat_interleave(len(eps)), eps.repeat(len(t), 1))
+    return (weights @ loss.reshape(len(t), len(eps)) @ shares).item()
+
+
+class Function(torch.nn.Module):
+    """A network that is a plain function of (x, t)."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, c):
+        return self.function(x, c.reshape(-1, *(1,) * (x.ndim - 1)))
+
+
+def bounded(function, form):
+    """The denoiser whose network in the form of W is `function`; for Nu the same score: nu = w / alpha - x."""
+    network = function if form == nz.W() else lambda x, t: function(x, t) / torch.sqrt((1 - t) * (1 + t)) - x
+    return nz.Denoiser(Function(network), nz.LinearSigmaVP(), form, nz.Time())
+
+
+@FORMS
+@pytest.mark.parametrize("x0", [[-2.0], [-0.6], [0.3], [1.4], [3.0]], ids=str)
+def test_the_bound_of_the_exact_network_is_the_likelihood_on_a_line(form, x0):
+    """For data of any mean the exact network's bound is -log p(x0) for each x0: nothing is lost at either end."""
+    assert expectation(LINE.denoiser(nz.LinearSigmaVP(), form), x0) == pytest.approx(-log_density(LINE, x0), abs=1e-5)
+
+
+@FORMS
+@pytest.mark.parametrize("x0", [[-0.7, 0.5], [1.4, 0.2], [2.5, -1.0]], ids=str)
+def test_the_bound_of_the_exact_network_is_the_likelihood_in_the_plane(form, x0):
+    """In two dimensions with correlations and a mean: -log p(x0), whichever form."""
+    found = expectation(PLANE.denoiser(nz.LinearSigmaVP(), form), x0, 24, 36)
+    assert found == pytest.approx(-log_density(PLANE, x0), abs=1e-5)
+
+
+@law
+@given(
+    x0=st.lists(st.floats(-2, 2), min_size=1, max_size=1),
+    a=st.floats(-2, 2),
+    b=st.floats(-1, 1),
+    c=st.floats(-2, 2),
+)
+def test_both_forms_agree_for_any_network(x0, a, b, c):
+    """nu = w / alpha - x has the same score, and the same bound in expectation, whatever w is, at each x0."""
+
+    def w(x, t):
+        return a * torch.tanh(b * x + c * t) + b * torch.cos(x) * t
+
+    first, second = (expectation(bounded(w, form), x0, 24, 40) for form in (nz.Nu(), nz.W()))
+    assert first == pytest.approx(second, abs=1e-6)
+
+
+@law
+@given(x0=st.lists(st.floats(-3, 3), min_size=1, max_size=3))
+def test_no_network_is_standard_normal_data(x0):
+    """w = 0 costs |x0|^2 / 2 + D / 2 log 2 pi exactly: -log of the standard normal density, for both forms."""
+    expected = sum(value**2 for value in x0) / 2 + len(x0) / 2 * math.log(2 * math.pi)
+    for form in (nz.W(), nz.Nu()):
+        found = expectation(bounded(lambda x, t: 0 * x, form), x0, 12, 3)
+        assert found == pytest.approx(expected, rel=1e-12)
+    u, points = f64([0.0625, 0.9375]), f64([x0, x0])
+    pair = BOUND(bounded(lambda x, t: 0 * x, nz.W()), points, u, torch.ones_like(points))
+    assert pair.mean().item() == pytest.approx(expected, rel=1e-14)
+
+
+def test_nu_is_the_papers_equation():
+    """FullDiffusion's Eq. 16 coordinate by coordinate in Python, for images, and W's by its own formula."""
+    x0, u, eps = draws(5, 2, 3, 2)
+    for form in (nz.Nu(), nz.W()):
+        denoiser = nz.Denoiser(Mixer(), nz.LinearSigmaVP(), form, nz.Time())
+        loss = BOUND(denoiser, x0, u, eps)
+        assert loss.shape == (5,)
+        for i in range(5):
+            t = u[i].item()
+            alpha, sigma, D = math.sqrt(1 - t * t), t, 12
+            x = alpha * x0[i] + sigma * eps[i]
+            F = Mixer()(x[None], u[i : i + 1])[0].flatten().tolist()
+            total = D / 2 * math.log(2 * math.pi) + (D / 2 * 7 / 6 if form == nz.Nu() else 0)
+            for f, a, e in zip(F, x0[i].flatten().tolist(), eps[i].flatten().tolist(), strict=True):
+                if form == nz.Nu():
+                    total += (
+                        alpha * f * (alpha * sigma * f + 2 * (alpha * (1 + sigma**2) * e - sigma**3 * a)) + a * a / 6
+                    )
+                else:
+                    total += sigma * (a - f) ** 2 + 2 * alpha * f * e
+            assert loss[i].item() == pytest.approx(total, rel=1e-12)
+
+
+@FORMS
+@pytest.mark.parametrize("error", [0.1, -0.5, 2.0])
+def test_an_error_of_the_network_costs_its_square(form, error):
+    """Over the data a constant error d costs d^2 / 2 in W and d^2 / 4 in Nu: the means of t d^2 and t alpha^2 d^2."""
+    exact = LINE.denoiser(nz.LinearSigmaVP(), form)
+    wrong = nz.Denoiser(Function(lambda x, t: exact.network(x, t.flatten()) + error), exact.process, form, nz.Time())
+    t, weights = legendre(24)
+    eps, shares = hermite(48)
+    z, masses = hermite(80)
+    points, mass = [], []
+    for w, m, v in zip(LINE.weights, LINE.means, LINE.covariances[:, 0], strict=True):
+        points, mass = [*points, m + v.sqrt() * z], [*mass, w.double() * masses]
+    points, mass = torch.cat(points), torch.cat(mass)
+    grid = torch.cartesian_prod(*(torch.arange(n) for n in (len(points), len(t), len(eps)))).T
+    share = mass[grid[0]] * weights[grid[1]] * shares[grid[2]]
+    means = [
+        (share * BOUND(denoiser, points[grid[0]], t[grid[1]], eps[grid[2]])).sum().item() for denoiser in (exact, wrong)
+    ]
+    assert means[1] - means[0] == pytest.approx(error**2 / (2 if form == nz.W() else 4), rel=1e-5)
+
+
+@FORMS
+def test_the_bounds_gradient_reaches_the_network(form):
+    """d loss / d bias of a constant network: 2 sigma (F - x0) + 2 alpha eps for W, Eq. 16's derivative for Nu."""
+    network = torch.nn.Module()
+    network.bias = torch.nn.Parameter(f64(0.3))
+    network.forward = lambda x, c: network.bias.expand_as(x)
+    x0, _, eps = draws(1, 1)
+    denoiser = nz.Denoiser(network, nz.LinearSigmaVP(), form, nz.Time())
+    BOUND(denoiser, x0, f64([0.6]), eps).sum().backward()
+    alpha, sigma, a, e = 0.8, 0.6, x0.item(), eps.item()
+    expected = 2 * sigma * (0.3 - a) + 2 * alpha * e
+    if form == nz.Nu():
+        expected = 2 * alpha**2 * sigma * 0.3 + 2 * alpha * (alpha * (1 + sigma**2) * e - sigma**3 * a)
+    assert network.bias.grad.item() == pytest.approx(expected, rel=1e-12)
+
+
+@FORMS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_bound_is_finite_at_both_ends(form, dtype):
+    """At u = 2^-53 and 1 - 2^-53 the bound is its formula's limit: near data 2 F.eps, near noise nothing of Nu."""
+    x0, _, eps = (value.to(dtype) for value in draws(2, 6))
+    u = f64([2.0**-53, 1 - 2.0**-53])
+    denoiser = nz.Denoiser(Function(lambda x, t: torch.tanh(x) + t), nz.LinearSigmaVP(), form, nz.Time())
+    loss = BOUND(denoiser, x0, u, eps)
+    assert loss.dtype == dtype
+    near, far = 2 * torch.tanh(x0[0]) @ eps[0], ((x0[1] - torch.tanh(eps[1]) - 1) ** 2).sum()
+    constant = 3 * math.log(2 * math.pi)
+    if form == nz.Nu():
+        squares, constant = (x0**2).sum(1) / 6, constant + 3.5
+        near, far = near + squares[0], squares[1]
+    expected = torch.stack([near, far]) + constant
+    torch.testing.assert_close(loss, expected, rtol=1e-5 if dtype == torch.float32 else 1e-6, atol=0)
+
+
+@FORMS
+def test_the_bound_is_per_example(form):
+    """Example i's bound depends on example i only, for vectors and images, and conditions reach the network."""
+    for shape in ((5, 4), (5, 3, 2, 2)):
+        x0, u, eps = draws(*shape)
+
+        class Labelled(torch.nn.Module):
+            def forward(self, x, c, label):
+                return label.reshape(-1, *(1,) * (x.ndim - 1)) * torch.tanh(x)
+
+        denoiser = nz.Denoiser(Labelled(), nz.LinearSigmaVP(), form, nz.Time())
+        label = torch.arange(5, dtype=torch.float64)
+        together = BOUND(denoiser, x0, u, eps, label=label)
+        assert together.shape == (5,)
+        for i in range(5):
+            part = slice(i, i + 1)
+            alone = BOUND(denoiser, x0[part], u[part], eps[part], label=label[part])
+            torch.testing.assert_close(alone[0], together[i], rtol=1e-13, atol=0)
+
+
+@FORMS
+def test_float32_bounds_are_the_float64_ones(form):
+    """In float32 the bound is the float64 one to float32's accuracy."""
+    x0, _, eps = draws(4, 40)
+    u = f64([1e-9, 0.3, 0.8, 1 - 1e-9])
+    denoiser = nz.Denoiser(Function(lambda x, t: torch.tanh(x) + t), nz.LinearSigmaVP(), form, nz.Time())
+    single = BOUND(denoiser, x0.float(), u, eps.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), BOUND(denoiser, x0, u, eps), rtol=1e-5, atol=1e-4)
+
+
+def test_strata_estimate_the_same_bound():
+    """With Stratified the mean over a batch has the bound as its expectation: 40 strata of 5 nodes, w = 0 known."""
+    nodes, weights = np.polynomial.legendre.leggauss(5)
+    bound = nz.VariationalBound(nz.Stratified(nz.UniformTimes()))
+    x0 = torch.full((40, 1), 1.3, dtype=torch.float64)
+    denoiser, total = bounded(lambda x, t: 0 * x, nz.W()), 0.0
+    for node, share in zip((nodes + 1) / 2, weights / 2, strict=True):
+        u = torch.full((40,), float(node), dtype=torch.float64)
+        total += share * bound(denoiser, x0, u, torch.ones_like(x0)).mean().item()
+    assert total == pytest.approx(1.3**2 / 2 + math.log(2 * math.pi) / 2, rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("process", "parameterization"),
+    [
+        (nz.LinearSigmaVP(), nz.Epsilon()),
+        (nz.LinearSigmaVP(), nz.Velocity()),
+        (nz.LinearSigmaVP(), nz.Denoised()),
+        (nz.LinearVP(), nz.Nu()),
+        (nz.LinearVP(), nz.W()),
+        (nz.CosineVP(), nz.W()),
+        (nz.KarrasVE(), nz.Velocity()),
+        (nz.KarrasVE(), nz.Nu()),
+        (nz.StraightPath(), nz.W()),
+    ],
+    ids=repr,
+)
+def test_the_bound_refuses_other_models(process, parameterization):
+    """Its formulas are those of Nu and W where sigma = t and alpha^2 = 1 - t^2: anything else is refused."""
+    x0, u, eps = draws(3, 2)
+    with pytest.raises(ArgumentError, match="VariationalBound needs Nu or W|needs alpha\\^2 \\+ sigma\\^2 = 1"):
+        BOUND(nz.Denoiser(Mixer(), process, parameterization, nz.Time()), x0, u, eps)

@@ -28,7 +28,7 @@ LAYERS = (
     ("denoiser", "rescaled", "oracle", "codec"),
     ("objective", "sampling", "likelihood"),
     ("diagnostics", "networks", "data", "metrics"),
-    ("recipes",),
+    ("recipe", "recipes"),
     ("run",),
     ("training", "interop"),
     ("experiments", "report"),

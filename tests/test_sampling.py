@@ -288,3 +288,193 @@ def test_every_stage_is_told_the_cell_that_its_step_leaves():
         assert [row.t for row in step] == pytest.approx([t, t - 0.02 / 3, t - 0.04 / 3, t - 0.02], abs=1e-12)
         expected = [round(1000 * t) - 20] * 4 if i >= 45 else [1000 * row.t - 1 for row in step]
         assert [row.condition for row in step] == pytest.approx(expected, abs=1e-9)
+
+
+# --- the output does not matter ----------------------------------------------------------------------------------
+
+
+def f64(values):
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
+VP = {
+    "LinearVP": nz.LinearVP(),
+    "QuadraticVP": nz.QuadraticVP(),
+    "CosineVP": nz.CosineVP(),
+    "ShiftedCosine": nz.ShiftedCosine(),
+    "LinearSigmaVP": nz.LinearSigmaVP(),
+    "ZeroTerminalSNR": nz.ZeroTerminalSNR(DDPM),
+    "DiscreteVP.linear": DDPM,
+    "DiscreteVP.quadratic": nz.DiscreteVP.quadratic(),
+    "DiscreteVP.cosine": nz.DiscreteVP.cosine(),
+}
+PLAIN = {
+    "SubVP": nz.SubVP(),
+    "StraightPath": nz.StraightPath(),
+    "SongVE": nz.SongVE(100.0),
+    "KarrasVE": nz.KarrasVE(10.0),
+}
+EVERYWHERE = [nz.Epsilon(), nz.Velocity(), nz.Denoised(), nz.Flow(), nz.Karras(), nz.Karras(2.0)]
+CENTRED = nz.GaussianMixture(
+    f64([0.3, 0.7]), f64([[-1.4, 0.7], [0.6, -0.3]]), f64([[[0.3, 0.1], [0.1, 0.2]], [[0.05, 0.0], [0.0, 0.4]]])
+)
+
+
+def by_hand(data, process, solver, times, seeds):
+    """The solver's formula on the posterior means, with the contract's noise: no parameterization at all."""
+    samples = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        levels = [process(f64([t])) for t in times]
+        x = torch.randn(1, 2, generator=generator, dtype=torch.float64) * levels[0].sigma
+        for here, there in zip(levels, levels[1:], strict=False):
+            (a, s), (a_s, s_s) = ((value.item() for value in level) for level in (here, there))
+            x0, eps = data.posterior(x, here)
+            ratio = a / a_s
+            if isinstance(solver, nz.DDIM):
+                x = a_s * x0 + s_s * eps
+                continue
+            x = a_s * x0 + ratio * s_s**2 / s * eps
+            if s_s > 0:
+                beta = s**2 - (ratio * s_s) ** 2
+                noise = torch.randn(1, 2, generator=generator, dtype=torch.float64)
+                x = x + math.sqrt(beta if solver.variance == "upper" else beta * (s_s / s) ** 2) * noise
+        samples.append(x)
+    return torch.cat(samples)
+
+
+@pytest.mark.parametrize("solver", [nz.DDIM(), nz.Ancestral("upper"), nz.Ancestral("lower")], ids=str)
+@pytest.mark.parametrize("process", (VP | PLAIN).values(), ids=(VP | PLAIN).keys())
+def test_samples_do_not_depend_on_the_output(process, solver):
+    """With the exact network every parameterization that exists gives the samples of the posterior means, to 1e-9."""
+    times = nz.SqrtGrid()(6, process).tolist()
+    expected = by_hand(CENTRED, process, solver, times, SEEDS)
+    no_signal = process(f64(process.end)).alpha == 0
+    parameterizations = EVERYWHERE[1 if no_signal else 0 :] + ([nz.Nu(), nz.W()] if process in VP.values() else [])
+    for parameterization in parameterizations:
+        denoiser = CENTRED.denoiser(process, parameterization)
+        found = run(denoiser, solver=solver, grid=nz.SqrtGrid(), steps=6, shape=(2,), dtype=torch.float64)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, msg=lambda m, p=parameterization: f"{p}: {m}")
+
+
+def test_samples_of_data_off_the_centre():
+    """Data of mean (2, -1) too, but that Nu, unheard at alpha = 0, takes its mean for 0 there: a control that can fail."""
+    data = nz.GaussianMixture(CENTRED.weights, CENTRED.means + f64([2.0, -1.0]), CENTRED.covariances)
+    process = nz.LinearSigmaVP()
+    expected = by_hand(data, process, nz.DDIM(), nz.SqrtGrid()(6, process).tolist(), SEEDS)
+    for parameterization in (nz.W(), nz.Denoised(), nz.Nu()):
+        found = run(
+            data.denoiser(process, parameterization),
+            solver=nz.DDIM(),
+            grid=nz.SqrtGrid(),
+            steps=6,
+            shape=(2,),
+            dtype=torch.float64,
+        )
+        if parameterization == nz.Nu():
+            assert (found - expected).abs().max() > 0.01
+        else:
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    process = nz.LinearVP()
+    expected = by_hand(data, process, nz.DDIM(), nz.SqrtGrid()(6, process).tolist(), SEEDS)
+    found = run(
+        data.denoiser(process, nz.Nu()), solver=nz.DDIM(), grid=nz.SqrtGrid(), steps=6, shape=(2,), dtype=torch.float64
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_output_without_meaning_at_the_first_time_is_refused():
+    """Where the process ends without signal Epsilon cannot start: refused, and Velocity is named."""
+    with pytest.raises(ArgumentError, match=r"Epsilon at alpha = 0.*Velocity"):
+        run(ripple(nz.Time(), nz.LinearSigmaVP()), grid=nz.UniformGrid())
+    with pytest.raises(ArgumentError, match="LogSigma at alpha = 0"):
+        run(nz.Denoiser(Ripple(), nz.LinearSigmaVP(), nz.W(), nz.LogSigma()), grid=nz.UniformGrid())
+
+
+# --- where the network is asked ----------------------------------------------------------------------------------
+
+
+class TwoStages:
+    """Heun's shape: the network is asked at both ends of the step."""
+
+    def stages(self, t, s, process):
+        return ()
+
+    def noisy(self, row_t, row_s):
+        return False
+
+    def step(self, evaluate, x, row_t, row_s, noise, inner):
+        evaluate(x, row_s)
+        return nz.DDIM().step(evaluate, x, row_t, row_s, None)
+
+
+@pytest.mark.parametrize(
+    ("parameterization", "process", "one", "two"),
+    [
+        (nz.Nu(), nz.LinearSigmaVP(), 7, 14),
+        (nz.W(), nz.LinearSigmaVP(), 8, 15),
+        (nz.Nu(), nz.LinearVP(), 8, 15),
+        (nz.Velocity(), nz.LinearSigmaVP(), 8, 16),
+        (nz.Denoised(), nz.LinearSigmaVP(), 8, None),
+    ],
+    ids=str,
+)
+def test_the_network_is_asked_where_it_is_heard(parameterization, process, one, two):
+    """Of 8 steps Nu asks no network at alpha = 0 and none at t = 0, W none at t = 0; everything else asks at both."""
+    for solver, calls in ((nz.DDIM(), one), (TwoStages(), two)):
+        denoiser = nz.Denoiser(Ripple(), process, parameterization, nz.Time(1000.0))
+        if calls is None:
+            with pytest.raises(ArgumentError, match=r"asks the network at t = 0, where Denoised has no answer"):
+                run(denoiser, solver=solver, grid=nz.UniformGrid(), steps=8)
+            continue
+        run(denoiser, solver=solver, grid=nz.UniformGrid(), steps=8)
+        told = [c[0].item() for c in denoiser.network.told]
+        assert len(told) == calls
+        assert (0.0 in told) == (calls == 16)  # only where both stages of all steps are heard
+        assert (1000.0 in told) == (calls not in (7, 14))
+
+
+@pytest.mark.parametrize("conditioning", [nz.LogSigma(), nz.LogSNR(), nz.InverseTime()], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_condition_that_is_infinite_at_data_samples_nevertheless(conditioning, dtype):
+    """The last time, data, is not told: every other is, as the conditioning says of the grid's own times."""
+    process = nz.LinearVP()
+    denoiser = nz.Denoiser(Ripple(), process, nz.Epsilon(), conditioning)
+    run(denoiser, solver=nz.DDIM(), grid=nz.UniformGrid(), steps=5, dtype=dtype)
+    t = f64([1.0, 0.8, 0.6, 0.4, 0.2])
+    expected = conditioning(t, process(t)).to(dtype).tolist()
+    assert [c[0].item() for c in denoiser.network.told] == pytest.approx(expected, rel=1e-6)
+
+
+def test_cells_of_noise_are_told_in_sampling():
+    """Shared(LogSigma) on KarrasVE: above the interval log(sigma) / 4, below it the cell of the time left, 0 legal."""
+    process, shared = nz.KarrasVE(1.0), nz.Shared(nz.LogSigma(), interval=0.4, cells=2)
+    denoiser = nz.Denoiser(Ripple(), process, nz.Karras(), shared)
+    run(denoiser, solver=TwoStages(), grid=nz.UniformGrid(), steps=10, dtype=torch.float64)
+    told = [c[0].item() for c in denoiser.network.told]
+    left = told[1::2]  # asked second: where the step leaves
+    ends = told[0::2]
+    assert left == pytest.approx([math.log(s) / 4 for s in (1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.2, 0.2, 0.2, 0.2)], rel=1e-12)
+    assert ends == pytest.approx(
+        [math.log(s) / 4 for s in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0.2, 0.2, 0.2)], rel=1e-12
+    )
+
+
+class Twice(torch.nn.Module):
+    """Ripple with `times` as many channels, all but the first NaN."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+    def forward(self, x, c):
+        F = Ripple()(x, c)
+        return torch.cat([F, *[torch.full_like(F, math.nan)] * (self.times - 1)], dim=1)
+
+
+def test_a_learned_variance_is_left_out():
+    """A network with twice the channels samples as its first half does; three times the channels are refused."""
+    twice, thrice = (nz.Denoiser(Twice(n), DDPM, nz.Epsilon(), SHARED) for n in (2, 3))
+    assert torch.equal(run(twice), run(ripple()))
+    with pytest.raises(ArgumentError, match=r"answers \(5, 3, 2, 3\) to x of \(5, 1, 2, 3\)"):
+        run(thrice)

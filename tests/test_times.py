@@ -159,7 +159,7 @@ def test_times_are_legal_and_increase_in_u(times, process):
 
 
 @everywhere
-@settings(law, max_examples=15)
+@settings(law, max_examples=8)
 @given(u=st.lists(uniforms, min_size=2, max_size=5))
 def test_a_later_u_is_a_later_time(times, process, u):
     """Any u that are in order, the first kept (it tells SoftTruncation its t_min), have times that are in order."""
@@ -208,9 +208,12 @@ def test_log_normal_sigma_is_the_normals_quantile(process, mean, std):
     last = math.inf if end.alpha == 0 else log_ratio(process, process.end).item()
     u = [FIRST, 1e-9, 0.01, 0.3, 0.5, 0.8, 0.99, 1 - 1e-6]
     expected = [normal_quantile(value, mean, std, last) for value in u]
-    found = log_ratio(process, nz.LogNormalSigma(mean, std)(f64(u), process))
-    # a time near 1 is a level with the error (d q / d t) 2^-53
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-9)
+    t = nz.LogNormalSigma(mean, std)(f64(u), process)
+    z = (f64(expected) - mean) / std
+    resolution = process.diffusion2(t) / (2 * process(t).sigma ** 2) * t * 2.0**-51  # d q / d t times 2 ulp of the time
+    resolution += f64(u) * 2.0**-51 * std * math.sqrt(math.tau) * torch.exp(z**2 / 2)  # d q / d u times 2 ulp of u
+    error = (log_ratio(process, t) - f64(expected)).abs()
+    assert bool((error <= 1e-13 + 1e-14 * f64(expected).abs() + resolution).all())
 
 
 @pytest.mark.parametrize("above", [3.0, 5.0, 7.0, 9.0, 20.0])
@@ -344,16 +347,16 @@ def starts(times, batches, process):
     return np.array([times(torch.cat([u, f64([1e-18])]), process)[-1].item() for u in batches])
 
 
-@pytest.mark.parametrize("k", [0.0, 0.5, 1.0, 1.2, 2.0, 3.0])
-@pytest.mark.parametrize("process", [nz.LinearVP(), nz.KarrasVE()], ids=["LinearVP", "KarrasVE"])
+@pytest.mark.parametrize("k", [0.0, 1.0, 2.0])
+@each(["KarrasVE"])
 def test_each_batch_has_its_own_truncation(process, k):
-    """Over 4000 batches t_min has the density t^-k on [t_min, end] (Kolmogorov and Smirnov): uniform for k = 0."""
+    """Over 2500 batches t_min has the density t^-k on [t_min, end] (Kolmogorov and Smirnov): uniform for k = 0."""
     t_min = 1e-3
-    found = starts(nz.SoftTruncation(t_min, k), drawn(4000, seed=11).reshape(-1, 1), process)
+    found = starts(nz.SoftTruncation(t_min, k), drawn(2500, seed=11).reshape(-1, 1), process)
     assert t_min * (1 - 1e-13) <= found.min()
     assert found.max() <= process.end
     assert ks(truncation(t_min, found, k, process.end)) < 1.63
-    assert ks(truncation(t_min, found, k + 0.2, process.end)) > 3  # so that another k would be noticed
+    assert ks(truncation(t_min, found, k + 0.5, process.end)) > 3  # so that another k would be noticed
 
 
 @pytest.mark.parametrize("k", [0.0, 0.5, 1 - 2.0**-53, 1.0, 1 + 2.0**-52, 1 + 1e-13, 1 - 1e-9, 1.3, 2.0, 40.0])
@@ -382,7 +385,7 @@ def test_times_of_a_batch_are_importance_times_of_its_truncation():
 )
 def test_truncation_is_independent_of_the_times(wrap):
     """v is uniform and independent of the first image's u, alone and wrapped: an 8 x 8 table, chi squared with 63."""
-    u = drawn(4000 * 4, seed=5).reshape(-1, 4)
+    u = drawn(1600 * 4, seed=5).reshape(-1, 4)
     seen = []
 
     class Spy(nz.SoftTruncation):
@@ -399,8 +402,8 @@ def test_truncation_is_independent_of_the_times(wrap):
     assert ks(v) < 1.63
     share = first * 4 if wrap is nz.Stratified else first
     table, _, _ = np.histogram2d(share, v, bins=8, range=[[0, 1], [0, 1]])
-    assert table.sum() == 4000
-    assert ((table - 62.5) ** 2 / 62.5).sum() < 103.4  # 0.1 % of chi squared with 63 degrees
+    assert table.sum() == 1600
+    assert ((table - 25) ** 2 / 25).sum() < 103.4  # 0.1 % of chi squared with 63 degrees
 
 
 @pytest.mark.parametrize("k", [-0.1, math.nan, math.inf])

@@ -5,6 +5,7 @@ A grid turns a number of steps and a process into steps + 1 decreasing float64 t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -97,3 +98,91 @@ class TimestepGrid:
         else:
             node = np.linspace(0, total - 1, steps)[::-1].round() if steps > 1 else np.array([total - 1])
         return torch.from_numpy(np.append((node + 1) / total, 0.0))
+
+
+@register
+@dataclass(frozen=True)
+class KarrasGrid:
+    """EDM's noise levels sigma / alpha, equally spaced in their rho-th root: `steps` of them, then 0.
+
+        sigma_i = (sigma_max^(1/rho) + i / (steps - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+
+    Raises ArgumentError where the process does not reach sigma_max (to a relative 1e-9).
+    Reference: Karras et al., NeurIPS 2022, Eq. 5.
+
+    >>> KarrasGrid()(3, KarrasVE())
+    tensor([8.0000e+01, 2.5152e+00, 2.0000e-03, 0.0000e+00], dtype=torch.float64)
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.sigma_min < self.sigma_max < math.inf and 0 < self.rho < math.inf):
+            raise ArgumentError(
+                "KarrasGrid needs 0 < sigma_min < sigma_max and rho > 0, "
+                f"got {self.sigma_min}, {self.sigma_max}, {self.rho}"
+            )
+
+    def __call__(self, steps: int, process: Any) -> Tensor:
+        """The times of these levels, then 0."""
+        _check_steps(steps)
+        _check_reach(self.sigma_max, process)
+        part = torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        sigma = (high + part * (low - high)) ** self.rho
+        times = process.time_of_logsnr(-2 * sigma.log())
+        return torch.cat([times, times.new_zeros(1)])
+
+
+@register
+@dataclass(frozen=True)
+class LogSNRGrid:
+    """Equal steps in the log-SNR from the end to the time `last`: `steps` times, then 0.
+
+    Raises ArgumentError where the process ends without signal. Reference: Lu et al., DPM-Solver, NeurIPS 2022.
+    """
+
+    last: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.last < math.inf:
+            raise ArgumentError(f"LogSNRGrid needs a positive last time, got {self.last}")
+
+    def __call__(self, steps: int, process: Any) -> Tensor:
+        """The times of these log-SNRs, then 0."""
+        _check_steps(steps)
+        if not self.last < process.end:
+            raise ArgumentError(f"LogSNRGrid's last time {self.last:g} must lie below the end {process.end:g}")
+        ends = process(torch.tensor([process.end, self.last], dtype=torch.float64)).logsnr
+        if not bool(ends.isfinite().all()):
+            raise ArgumentError(f"{type(process).__name__} ends without signal: its log-SNR has no end; use AngleGrid")
+        part = torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)
+        times = process.time_of_logsnr(ends[0] + part * (ends[1] - ends[0]))
+        times[0] = process.end  # exactly, whatever the round trip leaves
+        return torch.cat([times, times.new_zeros(1)])
+
+
+@register
+@dataclass(frozen=True)
+class AngleGrid:
+    """Equal steps in the angle atan2(sigma, alpha), from the end to 0: smooth at both ends of any VP process."""
+
+    def __call__(self, steps: int, process: Any) -> Tensor:
+        """The times of these angles."""
+        _check_steps(steps)
+        alpha, sigma = process(torch.tensor(process.end, dtype=torch.float64))
+        angle = torch.atan2(sigma, alpha) * _countdown(steps) / steps
+        times = process.time_of_logsnr(2 * (torch.cos(angle).log() - torch.sin(angle).log()))
+        times[0], times[-1] = process.end, 0.0  # exactly, whatever the round trip leaves
+        return times
+
+
+def _check_reach(sigma: float, process: Any) -> None:
+    last = process(torch.tensor(process.end, dtype=torch.float64))
+    limit = last.sigma.item() * (1 + 1e-9)  # the tolerance that the docstring states
+    if sigma * last.alpha.item() > limit:
+        raise ArgumentError(
+            f"sigma_max {sigma:g} lies beyond {type(process).__name__}'s end, {(last.sigma / last.alpha).item():g}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,15 @@ from nearzero.level import expand
 from nearzero.parameterization import Nu, W, regression_target
 from nearzero.times import Times
 from nearzero.weighting import Weighting
+
+
+class Evaluation(NamedTuple):
+    """What a regression saw: losses (B,), x_t, t float64 (B,) and the network's answer F."""
+
+    loss: Tensor
+    x: Tensor
+    t: Tensor
+    F: Tensor
 
 
 class Regression(nn.Module):
@@ -32,6 +42,10 @@ class Regression(nn.Module):
 
     def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
         """One loss for each example of x0 (B, ...)."""
+        return self.evaluate(denoiser, x0, u, eps, **condition).loss
+
+    def evaluate(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
+        """The loss with x_t, t and the network's answer, for terms that look at them again."""
         if isinstance(denoiser.parameterization, Nu | W):
             name = type(denoiser.parameterization).__name__
             raise ArgumentError(f"{name} has no finite regression target near t = 0; use nearzero.VariationalBound")
@@ -41,7 +55,34 @@ class Regression(nn.Module):
         F, level, k = denoiser.output(x, t, **condition)
         a, b = regression_target(level, k)
         error = F - (expand(a, x0) * x0 + expand(b, x0) * eps)
-        return expand(self.weighting(level, k), x0).flatten() * error.square().reshape(len(x0), -1).mean(1)
+        loss = expand(self.weighting(level, k), x0).flatten() * error.square().reshape(len(x0), -1).mean(1)
+        return Evaluation(loss, x, t, F)
+
+
+class LipschitzPenalty(nn.Module):
+    """DDPM-r: adds `weight` times K(t, t')^2 / D to a regression, with a second forward at the same x_t.
+
+        K(t, t') = |F(x_t, t) - F(x_t, t')| / |t - t'|,   t' the next timestep (the one before, at the last)
+
+    in timesteps of the process, or of 1/1000 of its range if it has none. The paper gives neither the form nor the
+    weight of its penalty: the square is assumed. Reference: Yang et al., ICLR 2024, D.3.1.
+    """
+
+    def __init__(self, objective: Regression, weight: float) -> None:
+        super().__init__()
+        if not 0 < weight < math.inf:
+            raise ArgumentError(f"LipschitzPenalty needs a positive weight, got {weight}")
+        self.objective = objective
+        self.weight = weight
+
+    def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
+        """One loss for each example of x0 (B, ...)."""
+        now = self.objective.evaluate(denoiser, x0, u, eps, **condition)
+        steps, end = getattr(denoiser.process, "steps", 1000), denoiser.process.end
+        node = now.t * steps / end
+        beside = torch.where(node + 1 > steps, node - 1, node + 1) / steps * end
+        answer, _, _ = denoiser.output(now.x, beside, **condition)
+        return now.loss + self.weight * (now.F - answer).square().reshape(len(x0), -1).mean(1)
 
 
 class VariationalBound(nn.Module):

@@ -28,7 +28,7 @@ from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError, CheckpointError, NearzeroError
 from nearzero.files import read_json, write_json
 from nearzero.grid import Grid
-from nearzero.recipes import Recipe
+from nearzero.recipe import Recipe
 from nearzero.registry import decode, encode
 from nearzero.sampling import sample
 from nearzero.solvers import Solver

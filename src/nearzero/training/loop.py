@@ -18,7 +18,7 @@ from nearzero.data.images import Images
 from nearzero.errors import ArgumentError, CheckpointError, DataError, Stopped
 from nearzero.files import check_writable, disk_errors, grid_png, to_bytes, write_bytes
 from nearzero.randomness import Stream, normal, order, step_seed, uniform
-from nearzero.recipes import Recipe, differences
+from nearzero.recipe import Recipe, differences
 from nearzero.registry import encode
 from nearzero.run import Run, is_ours, is_run, try_recipe
 from nearzero.sampling import sample

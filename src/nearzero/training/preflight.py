@@ -11,7 +11,7 @@ import torch
 
 from nearzero.errors import DiskError
 from nearzero.files import existing
-from nearzero.recipes import Recipe
+from nearzero.recipe import Recipe
 from nearzero.training.state import TrainingState, count
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError, CheckpointError, DiskError, NumericalError
 from nearzero.files import new_folder, read_json, write_json
-from nearzero.recipes import Recipe
+from nearzero.recipe import Recipe
 from nearzero.run import Run, fill, load_tensors, load_weights
 
 

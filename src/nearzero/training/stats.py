@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nearzero.errors import NumericalError
 from nearzero.files import disk_errors, write_bytes
-from nearzero.recipes import Training
+from nearzero.recipe import Training
 
 
 class Stats:

@@ -1,0 +1,142 @@
+"""A recipe: a choice on each axis with its network and training, and how it is fitted to images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from torch import nn
+
+from nearzero.codec import Codec
+from nearzero.conditioning import Conditioning
+from nearzero.denoiser import Denoiser
+from nearzero.errors import ArgumentError
+from nearzero.grid import Grid
+from nearzero.networks import NetworkSpec
+from nearzero.networks.unet import UNet
+from nearzero.objective import LipschitzPenalty, Regression, VariationalBound
+from nearzero.parameterization import Nu, Parameterization, W
+from nearzero.process import Process
+from nearzero.registry import register
+from nearzero.solvers import Solver
+from nearzero.solvers.sde import Ancestral
+from nearzero.times import Times
+from nearzero.weighting import Weighting
+
+
+@register
+@dataclass(frozen=True)
+class EMA:
+    """Exponential moving average of the weights, ema <- beta ema + (1 - beta) weights after each step n = 1, 2, ...
+
+        beta = min(decay, (1 + n) / (ramp + n))
+
+    The ramp forgets the start of training: with a plain 0.9999 a run of 10,000 steps still samples noise.
+    """
+
+    decay: float = 0.9999
+    ramp: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.decay < 1 and self.ramp >= 1):
+            raise ArgumentError(f"EMA needs 0 <= decay < 1 and ramp >= 1, got {self.decay} and {self.ramp}")
+
+    def beta(self, step: int) -> float:
+        """The factor after step `step`, counted from 1."""
+        return min(self.decay, (1 + step) / (self.ramp + step))
+
+
+@register
+@dataclass(frozen=True)
+class Training:
+    """How the weights are found: Adam at a constant rate, `batch` images a step, mirrored at random if `flip`."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    flip: bool
+    ema: EMA = field(default_factory=EMA)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ArgumentError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A choice on each axis, with the codec, the network, its training and the number of sampling steps.
+
+    `penalty` is the weight of LipschitzPenalty (DDPM-r), 0 for none.
+    """
+
+    name: str
+    process: Process
+    parameterization: Parameterization
+    conditioning: Conditioning
+    times: Times
+    weighting: Weighting
+    solver: Solver
+    grid: Grid
+    steps: int
+    codec: Codec
+    network: NetworkSpec
+    training: Training
+    penalty: float = 0.0
+
+    def denoiser(self, network: nn.Module | None = None) -> Denoiser:
+        """The recipe's denoiser around `network`, or around one with fresh weights."""
+        return Denoiser(network or self.network.build(), self.process, self.parameterization, self.conditioning)
+
+    def objective(self) -> nn.Module:
+        """What training minimises: a regression of the network's output, or for Nu and W the variational bound."""
+        if isinstance(self.parameterization, Nu | W):
+            return VariationalBound(self.times)
+        regression = Regression(self.times, self.weighting)
+        return LipschitzPenalty(regression, self.penalty) if self.penalty else regression
+
+
+def paper(recipe: Recipe, size: int, channels: int) -> Recipe:
+    """The paper's network and training, for images of another size."""
+    return replace(recipe, network=replace(recipe.network, size=size, channels=channels))  # pyright: ignore[reportArgumentType]
+
+
+def small(recipe: Recipe, size: int, channels: int) -> Recipe:
+    """The same axes with a small network, learning rate 1e-3 and at most 50 steps, for a machine without a GPU.
+
+    Widths 32, 64, 64, ... with one block each, halving the image until it is at most 8 pixels wide, attention there:
+    701,345 parameters at 16 x 16, 1,112,801 at 28 x 28. After a minute or two of training, noise in each step mends
+    what a deterministic solver amplifies: ancestral recipes take the posterior's variance, apt for few steps too.
+    """
+    halvings = max(1, math.ceil(math.log2(size / 8))) if size > 8 else 1
+    network = UNet(
+        size=size,
+        channels=channels,
+        base=32,
+        multipliers=(1, *(2,) * halvings),
+        blocks=1,
+        attention=(size // 2**halvings,) if size % 2**halvings == 0 else (),
+        head_channels=32,
+        time_channels=128,
+        resample="conv",
+        scale_shift=False,
+    )
+    training = Training(steps=10_000, batch=32, learning_rate=1e-3, flip=False)
+    solver = Ancestral("lower") if isinstance(recipe.solver, Ancestral) else recipe.solver
+    return replace(recipe, network=network, training=training, solver=solver, steps=min(recipe.steps, 50))
+
+
+PRESETS: dict[str, Callable[[Recipe, int, int], Recipe]] = {"small": small, "paper": paper}
+"""How a recipe is fitted to images of a size and a number of channels."""
+
+
+def differences(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The fields on which two recipes differ, their names left aside."""
+    pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(Recipe) if f.name != "name"}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
