@@ -424,7 +424,9 @@ def test_the_network_is_asked_where_it_is_heard(parameterization, process, one, 
     for solver, calls in ((nz.DDIM(), one), (TwoStages(), two)):
         denoiser = nz.Denoiser(Ripple(), process, parameterization, nz.Time(1000.0))
         if calls is None:
-            with pytest.raises(ArgumentError, match=r"asks the network at t = 0, where Denoised has no answer"):
+            with pytest.raises(
+                ArgumentError, match=r"asks the network at t = 0, where Denoised or Time does not exist"
+            ):
                 run(denoiser, solver=solver, grid=nz.UniformGrid(), steps=8)
             continue
         run(denoiser, solver=solver, grid=nz.UniformGrid(), steps=8)

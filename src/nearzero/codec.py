@@ -78,7 +78,7 @@ class Centred:
         mean = x.new_tensor(self.mean)
         if mean.numel() == math.prod(shape):
             return mean.reshape(shape)
-        if mean.numel() == shape[0]:
+        if shape and mean.numel() == shape[0]:
             return mean.reshape(-1, *(1,) * (len(shape) - 1))
         raise ArgumentError(f"Centred has a mean of {mean.numel()} numbers for images of {tuple(shape)}")
 

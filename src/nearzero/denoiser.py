@@ -48,25 +48,41 @@ class Denoiser(nn.Module):
 
     def score(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> Tensor:
         """The gradient of log p_t at x, shaped like x. Raises ArgumentError where the parameterization has none."""
-        F, level, _ = self.output(x, t, **condition)
-        c_x, c_F = (expand(value, x) for value in self.parameterization.score_coefficients(level))
-        return c_x * x + c_F * F
+        t, level = self._at(x, t)
+        c_x, c_F = self.parameterization.score_coefficients(level)
+        F = self._heard(x, t, level, c_F != 0, condition)
+        return expand(c_x, x) * x + expand(c_F, x) * F
 
     def output(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> tuple[Tensor, Level, Coefficients]:
-        """The network's own answer F, shaped like x, with the level and coefficients at t, float64 (B,)."""
+        """The network's own answer F, shaped like x, with the level and coefficients at t, float64 (B,).
+
+        Where nothing that the network says is heard, B = D = 0, it is not asked and F is 0.
+        """
+        t, level = self._at(x, t)
+        k = self.parameterization.coefficients(level)
+        return self._heard(x, t, level, (k.B != 0) | (k.D != 0), condition), level, k
+
+    def _at(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Level]:
+        """The times (B,) of the examples, and their levels in float64, both on the CPU."""
         t = torch.as_tensor(t, dtype=None if torch.is_tensor(t) else torch.float64)
         if t.shape not in ((), (len(x),)):
             raise ArgumentError(
                 f"t has shape {tuple(t.shape)}; it must be one number or one for each of the {len(x)} examples"
             )
         t = check_times(t, self.process.end).cpu().expand(len(x))
-        level = self.process(t.to(torch.float64))
-        k = self.parameterization.coefficients(level)
-        if not bool(((k.B != 0) | (k.D != 0)).any()):
-            return torch.zeros_like(x), level, k  # nothing that the network says is heard
-        told = self.conditioning(t, level).to(device=x.device, dtype=x.dtype)
-        scale = expand(self.parameterization.input_scale(level), x)
-        return self.ask(x * scale, told, **condition), level, k
+        return t, self.process(t.to(torch.float64))
+
+    def _heard(self, x: Tensor, t: Tensor, level: Level, heard: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """F for the examples that are heard, 0 for the others."""
+        if bool(heard.all()):
+            told = self.conditioning(t, level).to(device=x.device, dtype=x.dtype)
+            return self.ask(x * expand(self.parameterization.input_scale(level), x), told, **condition)
+        F, rows = torch.zeros_like(x), heard.to(x.device)
+        if bool(heard.any()):
+            here = Level(*(value[heard] for value in level))
+            some = {name: value[rows.to(value.device)] for name, value in condition.items()}
+            F[rows] = self._heard(x[rows], t[heard], here, heard[heard], some)
+        return F
 
     def ask(self, x_in: Tensor, told: Tensor, **condition: Tensor) -> Tensor:
         """The network's answer to a scaled input and conditions (B,). Raises ArgumentError unless shaped like x.

@@ -58,12 +58,14 @@ class Stopped(NearzeroError):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """The end of an error sentence: the nearest option if there is one, and all of them.
+    """The end of an error sentence: the nearest option if there is one, and all of them unless they are many.
 
     >>> did_you_mean("etsmd", ["ddpm", "etsdm"])
     "did you mean 'etsdm'? (known: ddpm, etsdm)"
     """
     known = sorted(options)
     near = difflib.get_close_matches(name, known, n=1)
-    guess = f"did you mean '{near[0]}'? " if near else ""
-    return f"{guess}(known: {', '.join(known)})" if guess else f"known: {', '.join(known)}"
+    everything = f"known: {', '.join(known)}"
+    if not near:
+        return everything
+    return f"did you mean '{near[0]}'?" + (f" ({everything})" if len(known) <= 8 else "")

@@ -171,13 +171,13 @@ def _path(
 
     rows = [row for step in plan for row in (step.row_t, step.row_s, *step.inner)]
     told = {c: torch.full((len(seeds),), c, dtype=dtype, device=device) for c in {row.condition for row in rows}}
-    name = type(denoiser.parameterization).__name__
+    names = f"{type(denoiser.parameterization).__name__} or {type(denoiser.conditioning).__name__}"
 
     def evaluate(x: Tensor, row: Row) -> Tensor:
         if row.B == row.D == 0:
             return torch.zeros_like(x)  # nothing that the network says is heard
         if math.isnan(row.condition):
-            raise ArgumentError(f"this solver asks the network at t = {row.t:g}, where {name} has no answer")
+            raise ArgumentError(f"this solver asks the network at t = {row.t:g}, where {names} does not exist")
         x_in = x if row.input_scale == 1 else x * row.input_scale
         return denoiser.ask(x_in, told[row.condition], **condition)
 

@@ -68,7 +68,7 @@ class LogNormalSigma:
     def __call__(self, u: Tensor, process: Any) -> Tensor:
         """The time at which sigma / alpha has the quantile u."""
         last = -_logsnr(process, process.end) / 2
-        below = torch.special.ndtr((last - self.mean) / self.std)
+        below = torch.special.erfc((self.mean - last) / self.std / math.sqrt(2)) / 2  # Phi, exact in its lower tail
         return process.time_of_logsnr(-2 * (self.mean + self.std * torch.special.ndtri(u * below)))
 
 
@@ -114,9 +114,9 @@ class SoftTruncation:
     def __call__(self, u: Tensor, process: Any) -> Tensor:
         """Times of one batch."""
         v = torch.frac(u.flatten()[0] * 2.0**26).item()
-        least, q = self.t_min / process.end, self.k - 1
-        start = least ** (1 - v) if q == 0 else least / (1 - v * (1 - least**q)) ** (1 / q)
-        return _uniform_logsnr(u, torch.full_like(u, start * process.end), process)
+        log, q = math.log(self.t_min / process.end), self.k - 1
+        start = log * (1 - v) if q == 0 else log - math.log1p(v * math.expm1(q * log)) / q
+        return _uniform_logsnr(u, torch.full_like(u, math.exp(start) * process.end), process)
 
 
 @register
@@ -147,7 +147,7 @@ class Antithetic:
         if u.numel() % 2:
             raise ArgumentError(f"Antithetic needs an even batch, got {u.numel()}")
         first = u.flatten()[: u.numel() // 2]
-        return self.inner(torch.cat([first, 1 - first]).reshape(u.shape), process)
+        return self.inner(torch.cat([first, _below_one(1 - first)]).reshape(u.shape), process)
 
 
 def _below_one(u: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def theorem_bound(
     t = torch.linspace(0, looked * width, looked * (per_cell - 1) + 1, dtype=torch.float64)
     level = process(t)
     rows = x.to(torch.float64)
-    scores = torch.stack([_score(data, rows, alpha, sigma) for alpha, sigma in zip(*level, strict=True)])  # (n, B, d)
+    scores = torch.stack([data.score(rows, Level(*one)) for one in zip(*level, strict=True)])  # (n, B, d)
     exact = -expand(level.sigma, scores) * scores
     edges = torch.linspace(0, interval, cells + 1, dtype=torch.float64)
     sigma_step = process(edges).sigma.diff().abs().max().item()
@@ -83,10 +83,3 @@ def theorem_bound(
         errors.append((best(rows, told) - exact[inside]).flatten(2).norm(dim=2).amax(0))
     last = process(torch.tensor(interval, dtype=torch.float64)).sigma.item()
     return Bound(torch.stack(errors).amax(0), last * K * width + B * sigma_step, width, sigma_step)
-
-
-def _score(data: GaussianMixture, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """grad log p_t at x, also at t = 0, by automatic differentiation of the exact log density."""
-    with torch.enable_grad():
-        here = x.detach().requires_grad_()
-        return torch.autograd.grad(data.log_prob(here, Level(alpha, sigma)).sum(), here)[0]

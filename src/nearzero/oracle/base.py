@@ -29,6 +29,10 @@ class Oracle(Protocol):
         """The log density of x_t at a level, (B,)."""
         ...
 
+    def score(self, x: Tensor, level: Level) -> Tensor:
+        """grad log p_t at x, shaped like x. Raises ArgumentError where there is none."""
+        ...
+
 
 class Exact(nn.Module):
     """The network, without parameters, whose answer at time c is the best one: F = E[F* | x_t]."""
@@ -44,9 +48,18 @@ class Exact(nn.Module):
         t = torch.minimum(c.to(torch.float64), c.new_tensor(self.process.end, dtype=torch.float64))  # a float32 end
         level = self.process(t)
         x = x_in.to(torch.float64)
-        x0, eps = self.data.posterior(x / expand(self.parameterization.input_scale(level), x), level)
-        a, b = regression_target(level, self.parameterization.coefficients(level))  # F* is linear in x0 and eps
+        x = x / expand(self.parameterization.input_scale(level), x)
+        k = self.parameterization.coefficients(level)
+        if bool(((k.B == 0) & (k.D == 0)).all()):
+            return self._limit(x, level).to(x_in.dtype)
+        x0, eps = self.data.posterior(x, level)
+        a, b = regression_target(level, k)  # F* is linear in x0 and eps
         return (expand(a, x) * x0 + expand(b, x) * eps).to(x_in.dtype)
+
+    def _limit(self, x: Tensor, level: Level) -> Tensor:
+        """F where only the score hears it: (score - c_x x) / c_F."""
+        c_x, c_F = (expand(value, x) for value in self.parameterization.score_coefficients(level))
+        return (self.data.score(x, level) - c_x * x) / c_F
 
 
 class ExactShared(nn.Module):

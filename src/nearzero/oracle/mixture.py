@@ -95,6 +95,12 @@ class GaussianMixture:
         x0 = share @ self._centres + alpha * torch.einsum("bke,kde->bd", variances * precise, axes)
         return Estimate(x0.reshape(x.shape).to(x.dtype), eps.reshape(x.shape).to(x.dtype))
 
+    def score(self, x: Tensor, level: Level | None = None) -> Tensor:
+        """grad log p_t at x, shaped like x, of the data or at a level; no division by sigma."""
+        log_p, y, variance = self._components(x, DATA if level is None else level)
+        precise = log_p.softmax(1)[..., None] * y / variance
+        return -torch.einsum("bke,kde->bd", precise, self._axes[1]).reshape(x.shape).to(x.dtype)
+
     def denoiser(
         self, process: Process, parameterization: Parameterization | None = None, shared: Shared | None = None
     ) -> Denoiser:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nearzero.conditioning import Shared
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError
-from nearzero.level import Estimate, Level
+from nearzero.level import Estimate, Level, expand
 from nearzero.oracle.base import as_tensor, best_denoiser, check_shape
 from nearzero.parameterization import Parameterization
 from nearzero.process import Process
@@ -72,6 +72,12 @@ class PointCloud:
             answers.append((x0, torch.where(noisy, (y - alpha * x0) / width, 0.0)))
         x0, eps = (torch.cat(column).reshape(x.shape).to(x.dtype) for column in zip(*answers, strict=True))
         return Estimate(x0, eps)
+
+    def score(self, x: Tensor, level: Level) -> Tensor:
+        """grad log p_t at x, shaped like x. Raises ArgumentError at sigma = 0."""
+        if bool((level.sigma == 0).any()):
+            raise ArgumentError("a finite set has no score at sigma = 0; ask at a time above 0")
+        return -self.posterior(x, level).eps / expand(level.sigma, x)
 
     def denoiser(
         self, process: Process, parameterization: Parameterization | None = None, shared: Shared | None = None

@@ -1,0 +1,104 @@
+"""What a recipe's schedule does at both ends: singular or regular, how much signal is left, what float32 costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearzero.conditioning import Shared
+from nearzero.diagnostics.probe import nodes
+from nearzero.diagnostics.theory import schedule_exponent
+from nearzero.grid import Grid
+from nearzero.process import Process
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What `examine` found. `truncations` are the places where a recipe leaves out a part of time, in words."""
+
+    exponent: float
+    terminal_snr: float
+    first_sigma: float
+    float32_error: float
+    bfloat16_error: float
+    naive_float32_error: float
+    truncations: tuple[str, ...]
+
+    @property
+    def singular(self) -> bool:
+        """Whether the best eps-network of smooth data changes infinitely fast at t = 0."""
+        return self.exponent < 1 - 1e-3  # an exponent within 1e-3 of 1 is 1
+
+    def verdict(self) -> str:
+        """One sentence on t = 0 and one on the end."""
+        start = (
+            f"sigma / alpha grows like t^{self.exponent:.2f}: singular, the best network of smooth data changes "
+            f"like t^{self.exponent - 1:.2f} near t = 0"
+            if self.singular
+            else f"sigma / alpha grows like t^{self.exponent:.2f}: regular at t = 0 for smooth data"
+        )
+        end = (
+            "no signal is left at the end: eps cannot be predicted there, v can"
+            if self.terminal_snr == 0
+            else f"SNR {self.terminal_snr:.3g} is left at the end, where samples start from pure noise"
+        )
+        return f"{start}; {end}"
+
+
+def examine(process: Process, times: Any, grid: Grid, steps: int, conditioning: Any = None) -> Schedule:
+    """What the process does at both ends, and where training times and grid leave time out.
+
+    The errors are relative, of sigma at the first hundredth of the range: rounded to float32 and bfloat16, and of
+    the usual formula sqrt(1 - alpha^2) in float32. Raises ArgumentError where the grid refuses the process.
+
+    >>> from nearzero.grid import UniformGrid
+    >>> from nearzero.times import UniformTimes
+    >>> examine(LinearVP(), UniformTimes(), UniformGrid(), 50).singular
+    True
+    """
+    t = torch.logspace(-6, -2, 41, dtype=torch.float64) * process.end
+    alpha, sigma = process(t)
+    vp = bool(((alpha**2 + sigma**2 - 1).abs() < 1e-9).all())
+    naive = torch.sqrt(1 - alpha.float() ** 2).double() if vp else sigma
+    last = process(torch.tensor(process.end, dtype=torch.float64))
+    return Schedule(
+        exponent=schedule_exponent(process),
+        terminal_snr=(last.alpha / last.sigma).square().item(),
+        first_sigma=process(nodes(process)[:1]).sigma.item(),
+        float32_error=_error(process(t.float()).sigma.double(), sigma),
+        bfloat16_error=_error(sigma.bfloat16().double(), sigma),
+        naive_float32_error=_error(naive, sigma),
+        truncations=tuple(_truncations(process, times, grid, steps, conditioning)),
+    )
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    return ((found - exact) / exact).abs().max().item()
+
+
+def _truncations(process: Process, times: Any, grid: Grid, steps: int, conditioning: Any) -> list[str]:
+    """Where training never looks, where sampling stops, where conditions are shared."""
+    found = []
+    u = torch.tensor([2.0**-53, 2.0**-40, 1 - 2.0**-40, 1 - 2.0**-53], dtype=torch.float64)
+    low, soon, late, high = (times(one[None], process).item() for one in u)
+    if soon < 1.01 * low:  # a hundredth part in 13 binades of u: times stop there instead of becoming rare
+        found.append(f"training never sees t below {low:.3g} (sigma / alpha {_ratio(process, low):.3g})")
+    if late > 0.99 * high and high < 0.999 * process.end:
+        found.append(f"training never sees t above {high:.6g} of {process.end:g}")
+    stops = grid(steps, process).tolist()
+    where = f"t = {stops[-2]:.3g} (sigma / alpha {_ratio(process, stops[-2]):.3g})"
+    found.append(f"the last evaluation of {steps} steps is at {where}")
+    if stops[0] < 0.999999 * process.end:
+        found.append(f"sampling starts at t = {stops[0]:.6g} instead of {process.end:g}")
+    if isinstance(conditioning, Shared):
+        edges = conditioning.edges(process)
+        found.append(f"conditions are shared in {conditioning.cells} cells up to t = {edges[-1]:.3g}")
+    return found
+
+
+def _ratio(process: Process, t: float) -> float:
+    return math.exp(-process(torch.tensor(t, dtype=torch.float64)).logsnr.item() / 2)
