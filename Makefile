@@ -1,5 +1,6 @@
 # make demo    trains DDPM and E-TSDM side by side and writes nearzero-demo/index.html (four minutes)
 # make test    runs the tests
+# make proofs  runs the proofs of many minutes
 # make lint    ruff and pyright
 # make docs    builds the documentation into site/
 # make clean   removes .venv and what the other targets made
@@ -9,13 +10,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test proofs lint docs clean
 
 demo: $(READY)
 	@$(BIN)/nearzero demo
 
 test: $(READY)
 	@$(BIN)/python -m pytest
+
+proofs: $(READY)
+	@$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -451,7 +451,7 @@ BAD = {
     f"{SAMPLE} -n x": (2, "-n.*'x'"),
     f"{SAMPLE} -n 3 --seeds 0-3": (2, "-n 3 and --seeds 0-3 disagree"),
     f"{SAMPLE} --solver hein": (2, "--solver.*'hein'.*ddim"),
-    f"{SAMPLE} --grid karras": (2, "--grid.*'karras'.*trailing"),
+    f"{SAMPLE} --grid carras": (2, "--grid.*'carras'.*trailing"),
     f"{SAMPLE} --steps 2000": (2, "2000 steps on 1000 timesteps"),
     f"{SAMPLE} --steps 0": (2, "step.*0"),
     f"{SAMPLE} --batch 0": (2, "--batch.*0"),

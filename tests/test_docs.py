@@ -35,9 +35,16 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HOST = re.compile(r"(?:https?://)?((?:[a-z0-9-]+\.)+(?:ai|com|dev|io|net|org))\b", re.IGNORECASE)
 every = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
-_spec = importlib.util.spec_from_file_location("docs_lines", ROOT / "scripts/docs_lines.py")
-docs_lines = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(docs_lines)
+
+def script(name):
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+docs_lines, recipe_table = script("docs_lines"), script("recipe_table")
 
 
 def blocks(page):
@@ -252,6 +259,45 @@ def test_a_quote_must_tell_its_line_from_the_next(house):
     for number in (7, 8):
         (wrong,) = docs_lines.check(f"`axis/code.py:{number}` `b = t`", house / "src/nearzero")
         assert "quote more" in wrong
+
+
+def test_the_table_of_recipes_is_that_of_the_code():
+    """The table of docs/recipes.md is what the script makes of the recipes: a row for each, in their order."""
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert recipe_table.write(text) == text, f"the table is stale; this writes it: {recipe_table.COMMAND}"
+    table = text.partition(recipe_table.START)[2].partition(recipe_table.END)[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(nz.recipes.RECIPES)
+    assert (ROOT / recipe_table.COMMAND.split()[-1]).is_file()
+
+
+def test_a_stale_table_is_written_anew(tmp_path):
+    """Whatever stands between the comments is replaced, the rest stays, and a second time nothing changes."""
+    page = tmp_path / "docs/recipes.md"
+    page.parent.mkdir()
+    page.write_text(f"above\n{recipe_table.START}\n| stale |\n{recipe_table.END}\nbelow\n", encoding="utf-8")
+    for _ in range(2):
+        assert recipe_table.main(tmp_path) == 0
+        whole = f"above\n{recipe_table.START}\n\n{recipe_table.table()}\n\n{recipe_table.END}\nbelow\n"
+        assert page.read_text(encoding="utf-8") == whole
+    with pytest.raises(ValueError, match="needs the comments"):
+        recipe_table.write("a page without a table")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (nz.DiscreteVP.linear(), "DiscreteVP.linear()"),
+        (nz.DiscreteVP.quadratic(10, beta_end=0.012), "DiscreteVP.quadratic(steps=10, beta_end=0.012)"),
+        (nz.DiscreteVP.from_betas([0.1, 0.2]), "DiscreteVP.from_betas((0.1, 0.2))"),
+        (nz.ZeroTerminalSNR(nz.LinearVP(0.0)), "ZeroTerminalSNR(LinearVP(beta_min=0))"),
+        (nz.Shared(nz.Time(9.0), interval=0.1, cells=5), "Shared(Time(scale=9), interval=0.1, cells=5)"),
+        (nz.Ancestral("lower"), "Ancestral(variance='lower')"),
+    ],
+)
+def test_the_table_shows_objects_as_python(value, text):
+    """Every object of the table is the expression that makes it, and evaluates to an equal one."""
+    assert recipe_table.brief(value) == text
+    assert eval(text, {name: getattr(nz, name) for name in nz.__all__}) == value
 
 
 class Requests(HTMLParser):

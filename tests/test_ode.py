@@ -211,15 +211,13 @@ def shared_denoiser(conditioning=SHARED):
 @torch.no_grad()
 def runge_kutta(x, network, steps=48):
     """The shared ODE from t = 0.16 by the classical method of order 4 in the angle, one condition a piece."""
-    process, edges = nz.LinearVP(), [0.0, 0.1 / 3, 0.2 / 3, 0.1, 0.16]
-    for low, high in itertools.pairwise(edges[::-1]):
-        ends = [math.atan2(level.sigma.item(), level.alpha.item()) for level in (process(f64(t)) for t in (low, high))]
+    process = nz.LinearVP()
+    for start, stop in itertools.pairwise([0.16, 0.1, 0.2 / 3, 0.1 / 3, 0.0]):
+        ends = [math.atan2(*(value.item() for value in reversed(process(f64(t))))) for t in (start, stop)]
         h = (ends[1] - ends[0]) / steps
 
-        def slope(x, u, high=high, low=high and low):
-            told = high if low >= 0.1 else low
-            if low >= 0.1:
-                told = process.clock.t(f64(u)).item()
+        def slope(x, u, stop=stop):
+            told = stop if stop < 0.1 else process.clock.t(f64(u)).item()  # a cell is told its lower edge
             F = network(x, torch.full((len(x),), told, dtype=torch.float64))
             return (F - math.sin(u) * x) / math.cos(u)  # -sigma x0 + alpha eps
 

@@ -80,6 +80,7 @@ class LipschitzPenalty(nn.Module):
         now = self.objective.evaluate(denoiser, x0, u, eps, **condition)
         steps, end = getattr(denoiser.process, "steps", 1000), denoiser.process.end
         node = now.t * steps / end
+        node = node.round() if hasattr(denoiser.process, "steps") else node  # rounding must not leave a node's cell
         beside = torch.where(node + 1 > steps, node - 1, node + 1) / steps * end
         answer, _, _ = denoiser.output(now.x, beside, **condition)
         return now.loss + self.weight * (now.F - answer).square().reshape(len(x0), -1).mean(1)

@@ -14,6 +14,7 @@ So an estimate of x0 and one of eps are both finite wherever the four numbers ar
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,15 +57,32 @@ def regression_target(level: Level, k: Coefficients) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _score(level: Level, k: Coefficients) -> tuple[Tensor, Tensor]:
-    if bool((level.sigma == 0).any()):
-        raise ArgumentError("the score at sigma = 0 is -eps / 0 here; ask at a time above 0")
-    return -k.C / level.sigma, -k.D / level.sigma
+class _Unscaled:
+    """The network sees x itself."""
+
+    def input_scale(self, level: Level) -> Tensor:
+        """1."""
+        return torch.ones_like(level.alpha)
+
+
+class _Divided(ABC):
+    """The score is -eps / sigma, which has no closed form at sigma = 0."""
+
+    @abstractmethod
+    def coefficients(self, level: Level) -> Coefficients:
+        """A, B, C, D, each shaped like level.alpha."""
+
+    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(-C / sigma, -D / sigma). Raises ArgumentError at sigma = 0."""
+        if bool((level.sigma == 0).any()):
+            raise ArgumentError("the score at sigma = 0 is -eps / 0 here; ask at a time above 0, or use nearzero.W")
+        k = self.coefficients(level)
+        return -k.C / level.sigma, -k.D / level.sigma
 
 
 @register
 @dataclass(frozen=True)
-class Epsilon:
+class Epsilon(_Unscaled, _Divided):
     """F is the noise eps: A = 1/alpha, B = -sigma/alpha, C = 0, D = 1 (DDPM, E-TSDM).
 
     Does not exist at alpha = 0, where x holds no signal: ArgumentError there.
@@ -78,18 +96,10 @@ class Epsilon:
             raise ArgumentError("Epsilon at alpha = 0: the noise says nothing about x0 there; use nearzero.Velocity")
         return Coefficients(1 / alpha, -sigma / alpha, torch.zeros_like(alpha), torch.ones_like(alpha))
 
-    def input_scale(self, level: Level) -> Tensor:
-        """1: the network sees x itself."""
-        return torch.ones_like(level.alpha)
-
-    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(0, -1/sigma). Raises ArgumentError at sigma = 0."""
-        return _score(level, self.coefficients(level))
-
 
 @register
 @dataclass(frozen=True)
-class Velocity:
+class Velocity(_Unscaled, _Divided):
     """F is v = (alpha eps - sigma x0) for a VP process; with r2 = alpha^2 + sigma^2 for any other:
 
         A = alpha/r2,  B = -sigma/r2,  C = sigma/r2,  D = alpha/r2
@@ -103,18 +113,10 @@ class Velocity:
         r2 = alpha**2 + sigma**2
         return Coefficients(alpha / r2, -sigma / r2, sigma / r2, alpha / r2)
 
-    def input_scale(self, level: Level) -> Tensor:
-        """1: the network sees x itself."""
-        return torch.ones_like(level.alpha)
-
-    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(-1/r2, -alpha/(sigma r2)). Raises ArgumentError at sigma = 0."""
-        return _score(level, self.coefficients(level))
-
 
 @register
 @dataclass(frozen=True)
-class Denoised:
+class Denoised(_Unscaled, _Divided):
     """F is the data x0 itself: A = 0, B = 1, C = 1/sigma, D = -alpha/sigma.
 
     Does not exist at sigma = 0, where x holds no noise to read: ArgumentError there.
@@ -127,18 +129,10 @@ class Denoised:
             raise ArgumentError("Denoised at sigma = 0: x0 says nothing about the noise there; use nearzero.Velocity")
         return Coefficients(torch.zeros_like(alpha), torch.ones_like(alpha), 1 / sigma, -alpha / sigma)
 
-    def input_scale(self, level: Level) -> Tensor:
-        """1: the network sees x itself."""
-        return torch.ones_like(level.alpha)
-
-    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(-1/sigma^2, alpha/sigma^2). Raises ArgumentError at sigma = 0."""
-        return _score(level, self.coefficients(level))
-
 
 @register
 @dataclass(frozen=True)
-class Flow:
+class Flow(_Unscaled, _Divided):
     """F is the direction eps - x0: A = C = 1/(alpha+sigma), B = -sigma/(alpha+sigma), D = alpha/(alpha+sigma).
 
     Finite at both ends; on StraightPath it is dx/dt. Reference: Lipman et al., Flow matching, ICLR 2023.
@@ -150,18 +144,10 @@ class Flow:
         total = alpha + sigma
         return Coefficients(1 / total, -sigma / total, 1 / total, alpha / total)
 
-    def input_scale(self, level: Level) -> Tensor:
-        """1: the network sees x itself."""
-        return torch.ones_like(level.alpha)
-
-    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(-1, -alpha)/(sigma (alpha + sigma)). Raises ArgumentError at sigma = 0."""
-        return _score(level, self.coefficients(level))
-
 
 @register
 @dataclass(frozen=True)
-class Karras:
+class Karras(_Divided):
     """EDM's preconditioning, for data of standard deviation d = data_std; with z = sigma^2 + alpha^2 d^2:
 
         A = alpha d^2/z,  B = sigma d/sqrt z,  C = sigma/z,  D = -alpha d/sqrt z,  input scale 1/sqrt z
@@ -189,14 +175,10 @@ class Karras:
         """1/sqrt z: the network sees x at variance 1."""
         return 1 / torch.sqrt(self._variance(level))
 
-    def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(-1/z, alpha d/(sigma sqrt z)). Raises ArgumentError at sigma = 0."""
-        return _score(level, self.coefficients(level))
-
 
 @register
 @dataclass(frozen=True)
-class Nu:
+class Nu(_Unscaled):
     """FullDiffusion's F: eps = sigma (sigma^2 x - alpha^2 F); the score alpha^2 F - sigma^2 x is finite at both ends.
 
         A = alpha (1 + sigma^2),  B = alpha sigma^2,  C = sigma^3,  D = -sigma alpha^2      (alpha^2 + sigma^2 = 1)
@@ -210,10 +192,6 @@ class Nu:
         alpha, sigma = _check_vp(level, self)
         return Coefficients(alpha * (1 + sigma**2), alpha * sigma**2, sigma**3, -sigma * alpha**2)
 
-    def input_scale(self, level: Level) -> Tensor:
-        """1: the network sees x itself."""
-        return torch.ones_like(level.alpha)
-
     def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
         """(-sigma^2, alpha^2), at every time."""
         alpha, sigma = _check_vp(level, self)
@@ -222,7 +200,7 @@ class Nu:
 
 @register
 @dataclass(frozen=True)
-class W:
+class W(_Unscaled):
     """F = w with the score alpha w - x: bounded at both ends for data of any mean, with x0 = w at alpha = 0.
 
         A = alpha,  B = sigma^2,  C = sigma,  D = -sigma alpha      (alpha^2 + sigma^2 = 1)
@@ -235,10 +213,6 @@ class W:
         """A, B, C, D, each shaped like level.alpha. Raises ArgumentError unless alpha^2 + sigma^2 = 1."""
         alpha, sigma = _check_vp(level, self)
         return Coefficients(alpha, sigma**2, sigma, -sigma * alpha)
-
-    def input_scale(self, level: Level) -> Tensor:
-        """1: the network sees x itself."""
-        return torch.ones_like(level.alpha)
 
     def score_coefficients(self, level: Level) -> tuple[Tensor, Tensor]:
         """(-1, alpha), at every time."""

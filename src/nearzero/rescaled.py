@@ -22,8 +22,8 @@ from nearzero.process import Process
 class Rescaled(Denoiser):
     """A denoiser whose network was trained under one process, for sampling under another.
 
-    `nearest` rounds to the nodes that a discrete process trained at (EDM's sigma rounding). Raises ArgumentError where
-    the new process has more noise than the network has seen, within a relative 1e-9.
+    `nearest` tells the network the nearest node that a discrete process trained at (EDM's sigma rounding). Raises
+    ArgumentError where the new process has more noise than the network has seen, within a relative 1e-9.
 
     >>> trained = Denoiser(Zero(), LinearVP(), Epsilon(), Time())
     >>> Rescaled(trained, KarrasVE())(torch.ones(2, 3), 0.5).x0[0]       # eps = 0: x0 is x
@@ -39,7 +39,7 @@ class Rescaled(Denoiser):
             )
         if nearest and not hasattr(denoiser.process, "steps"):
             raise ArgumentError(f"nearest: {type(denoiser.process).__name__} has no nodes to round to")
-        old = _Old(denoiser.process, nearest)
+        old = _Old(denoiser.process, denoiser.conditioning, nearest)
         super().__init__(
             denoiser.network,
             process,
@@ -57,22 +57,34 @@ class _Old:
     """The process that the network knows."""
 
     process: Process
+    conditioning: Conditioning
     nearest: bool
 
     def time(self, level: Level) -> Tensor:
-        """Its time at the sigma / alpha of another process's level; within 1e-6 of a node that node's time."""
-        t = self.process.time_of_logsnr(level.logsnr.to(torch.float64))
+        """Its time at the sigma / alpha of another process's level."""
+        return self.process.time_of_logsnr(level.logsnr.to(torch.float64))
+
+    def told_time(self, level: Level) -> Tensor:
+        """The time that the network is told: nodes and edges exactly, where a round trip leaves a relative 1e-9."""
+        t = self.time(level)
         steps = getattr(self.process, "steps", None)
-        if steps is None:
-            return t
-        node = (t * steps / self.process.end).round()
-        near = (t * steps / self.process.end - node).abs() < 1e-6  # the docstring states the snap
-        snapped = node.maximum(torch.ones_like(node)) if self.nearest else node
-        return torch.where(near | ((t > 0) & self.nearest), snapped / steps * self.process.end, t)
+        if steps is not None:
+            node = (t * steps / self.process.end).round() / steps * self.process.end
+            first = torch.full_like(node, self.process.end / steps)
+            node = torch.maximum(node, first) if self.nearest else node
+            t = torch.where((t > 0) & (self.nearest | _near(t, node)), node, t)
+        for edge in self.conditioning.edges(self.process):
+            exact = torch.full_like(t, edge)
+            t = torch.where(_near(t, exact), exact, t)
+        return t
 
     def level(self, level: Level) -> Level:
         """Its level there."""
         return self.process(self.time(level))
+
+
+def _near(t: Tensor, other: Tensor) -> Tensor:
+    return (t - other).abs() < 1e-9 * other  # the relative 1e-9 that the docstring states
 
 
 @dataclass(frozen=True)
@@ -113,12 +125,12 @@ class _Told:
 
     def __call__(self, t: Tensor, level: Level) -> Tensor:
         """The inner conditioning at the old time."""
-        old = self.old.time(level)
+        old = self.old.told_time(level)
         return self.inner(old, self.old.process(old)).to(t.dtype)
 
     def stage(self, t: Tensor, level: Level, leaving: Tensor, leaving_level: Level | None = None) -> Tensor:
         """A step keeps the cell of the old time that it leaves."""
-        old, left = self.old.time(level), self.old.time(leaving_level or level)
+        old, left = self.old.told_time(level), self.old.told_time(leaving_level or level)
         return self.inner.stage(old, self.old.process(old), left, self.old.process(left)).to(t.dtype)
 
     def edges(self, process: Process) -> tuple[float, ...]:

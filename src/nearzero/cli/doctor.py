@@ -49,7 +49,8 @@ def _text(recipe: str, found: Schedule) -> str:
         f"{recipe}: {found.verdict()}",
         f"  sigma at the first timestep      {found.first_sigma:.4g}",
         f"  sigma in float32, in bfloat16    relative error {found.float32_error:.1e}, {found.bfloat16_error:.1e}",
-        *(f"  truncation                       {line}" for line in found.truncations),
+        *(f"  left out                         {line}" for line in found.truncations),
+        *(f"  and                              {line}" for line in found.notes),
     ]
     if found.naive_float32_error:
         error = f"relative error {found.naive_float32_error:.1e}, which is why it is not computed so"

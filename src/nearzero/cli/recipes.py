@@ -37,7 +37,8 @@ def command(a: str | None, b: str | None, as_json: bool) -> None:
         emit({"command": "recipes", "recipe": encode(recipe)}, f"{lines}\n\n{_doc(RECIPES[a].__doc__)}", as_json)
     else:
         found = differences(named(a), named(b))
-        lines = "\n".join(f"{name}\n  {a:8}{old}\n  {b:8}{new}" for name, (old, new) in found.items())
+        width = max(len(a), len(b), 6) + 2
+        lines = "\n".join(f"{name}\n  {a:{width}}{old}\n  {b:{width}}{new}" for name, (old, new) in found.items())
         document = {name: {"a": encode(old), "b": encode(new)} for name, (old, new) in found.items()}
         emit(
             {"command": "recipes", "a": a, "b": b, "differences": document},

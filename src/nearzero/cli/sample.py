@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from nearzero.run import Run
     from nearzero.solvers import Solver
 
-SOLVERS = ("ddim", "ancestral", "ancestral-lower")
-GRIDS = ("trailing", "leading", "linspace", "uniform", "sqrt")
+SOLVERS = ("ddim", "ancestral", "ancestral-lower", "euler", "heun")
+GRIDS = ("trailing", "leading", "linspace", "uniform", "sqrt", "karras", "logsnr", "angle")
 
 
 @click.command()
@@ -38,7 +38,7 @@ GRIDS = ("trailing", "leading", "linspace", "uniform", "sqrt")
     "--steps",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Network evaluations for each image.  [default: the recipe's]",
+    help="Intervals of the grid.  [default: the recipe's]",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="B", help="Images at once.")
 @click.option("--raw-weights", is_flag=True, help="Use the weights themselves, not their average.")
@@ -126,12 +126,19 @@ def _check_out(out: Path, seeds: list[int], overwrite: bool) -> None:
 
 def _settings(run: Run, solver: str | None, grid: str | None, steps: int | None) -> dict[str, Any]:
     """The solver, grid and steps that were asked for, the recipe's where they were not."""
-    from nearzero.grid import SqrtGrid, TimestepGrid, UniformGrid
+    from nearzero.grid import AngleGrid, KarrasGrid, LogSNRGrid, SqrtGrid, TimestepGrid, UniformGrid
     from nearzero.solvers.exponential import DDIM
+    from nearzero.solvers.ode import Euler, Heun
     from nearzero.solvers.sde import Ancestral
 
-    solvers: dict[str, Solver] = {"ddim": DDIM(), "ancestral": Ancestral(), "ancestral-lower": Ancestral("lower")}
-    grids: dict[str, Grid] = {"uniform": UniformGrid(), "sqrt": SqrtGrid()}
+    solvers: dict[str, Solver] = {
+        **{"ddim": DDIM(), "ancestral": Ancestral(), "ancestral-lower": Ancestral("lower")},
+        **{"euler": Euler(), "heun": Heun()},
+    }
+    grids: dict[str, Grid] = {
+        **{"uniform": UniformGrid(), "sqrt": SqrtGrid(), "karras": KarrasGrid(), "logsnr": LogSNRGrid()},
+        **{"angle": AngleGrid()},
+    }
     recipe = run.recipe
     chosen_grid = recipe.grid if grid is None else grids.get(grid) or TimestepGrid(grid)  # pyright: ignore[reportArgumentType]
     return {

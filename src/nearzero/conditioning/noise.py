@@ -45,7 +45,7 @@ class _Noise(Smooth):
 class LogSigma(_Noise):
     """The network is told scale * log(sigma / alpha): EDM's c_noise, with scale 1/4.
 
-    The one conditioning in which the best network stays Lipschitz both for smooth data and for finitely many points.
+    In it the best network stays Lipschitz both for smooth data and for finitely many points.
     Infinite at sigma = 0 (ArgumentError there). Reference: Karras et al., NeurIPS 2022, Table 1.
     """
 

@@ -18,7 +18,7 @@ from nearzero.process import Process
 
 @dataclass(frozen=True)
 class Schedule:
-    """What `examine` found. `truncations` are the places where a recipe leaves out a part of time, in words."""
+    """What `examine` found. In words: `truncations` of training and sampling, and other `notes` on t near 0."""
 
     exponent: float
     terminal_snr: float
@@ -27,6 +27,7 @@ class Schedule:
     bfloat16_error: float
     naive_float32_error: float
     truncations: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def singular(self) -> bool:
@@ -72,7 +73,8 @@ def examine(process: Process, times: Any, grid: Grid, steps: int, conditioning: 
         float32_error=_error(process(t.float()).sigma.double(), sigma),
         bfloat16_error=_error(sigma.bfloat16().double(), sigma),
         naive_float32_error=_error(naive, sigma),
-        truncations=tuple(_truncations(process, times, grid, steps, conditioning)),
+        truncations=tuple(_truncations(process, times, grid, steps)),
+        notes=tuple(_notes(process, grid, steps, conditioning)),
     )
 
 
@@ -80,8 +82,8 @@ def _error(found: Tensor, exact: Tensor) -> float:
     return ((found - exact) / exact).abs().max().item()
 
 
-def _truncations(process: Process, times: Any, grid: Grid, steps: int, conditioning: Any) -> list[str]:
-    """Where training never looks, where sampling stops, where conditions are shared."""
+def _truncations(process: Process, times: Any, grid: Grid, steps: int) -> list[str]:
+    """Where training never looks, and where sampling does not start."""
     found = []
     u = torch.tensor([2.0**-53, 2.0**-40, 1 - 2.0**-40, 1 - 2.0**-53], dtype=torch.float64)
     low, soon, late, high = (times(one[None], process).item() for one in u)
@@ -90,10 +92,16 @@ def _truncations(process: Process, times: Any, grid: Grid, steps: int, condition
     if late > 0.99 * high and high < 0.999 * process.end:
         found.append(f"training never sees t above {high:.6g} of {process.end:g}")
     stops = grid(steps, process).tolist()
-    where = f"t = {stops[-2]:.3g} (sigma / alpha {_ratio(process, stops[-2]):.3g})"
-    found.append(f"the last evaluation of {steps} steps is at {where}")
     if stops[0] < 0.999999 * process.end:
         found.append(f"sampling starts at t = {stops[0]:.6g} instead of {process.end:g}")
+    return found
+
+
+def _notes(process: Process, grid: Grid, steps: int, conditioning: Any) -> list[str]:
+    """Where sampling asks the network last, and where conditions are shared."""
+    last = grid(steps, process)[-2].item()
+    where = f"t = {last:.3g} (sigma / alpha {_ratio(process, last):.3g})"
+    found = [f"the last evaluation of {steps} steps is at {where}"]
     if isinstance(conditioning, Shared):
         edges = conditioning.edges(process)
         found.append(f"conditions are shared in {conditioning.cells} cells up to t = {edges[-1]:.3g}")

@@ -83,6 +83,8 @@ class ExactShared(nn.Module):
             else:
                 nodes = torch.arange(1, steps + 1, dtype=torch.float64) / steps
                 self.cells.append(nodes[(nodes > low) & (nodes <= high)])
+        if not all(len(times) for times in self.cells):
+            raise ArgumentError(f"{shared} has cells without a node of {type(process).__name__}; take fewer cells")
         self.told = [self._told(times[:1]) for times in self.cells]
 
     def _told(self, t: Tensor) -> float:
@@ -93,8 +95,8 @@ class ExactShared(nn.Module):
         answer = torch.empty_like(x_in)
         for told in c.unique().tolist():
             rows = c == told
-            near = [abs(told - cell) <= 1e-6 * max(1.0, abs(cell)) for cell in self.told]  # c may be float32
-            times = self.cells[near.index(True)] if any(near) else self.shared.inner.time_told(told, self.exact.process)
+            here = [times for times, cell in zip(self.cells, self.told, strict=True) if told in (cell, _float32(cell))]
+            times = torch.cat(here) if here else self.shared.inner.time_told(told, self.exact.process)
             answer[rows] = self._mean(x_in[rows], times)
         return answer
 
@@ -103,11 +105,17 @@ class ExactShared(nn.Module):
         answers, logs = [], []
         for t in times:
             level = self.exact.process(t)
-            x = x_in.to(torch.float64) / self.exact.parameterization.input_scale(level)
+            scale = self.exact.parameterization.input_scale(level)
+            x = x_in.to(torch.float64) / scale
             answers.append(self.exact(x_in, t.expand(len(x_in))))
-            logs.append(self.exact.data.log_prob(x, level))
+            logs.append(self.exact.data.log_prob(x, level) - x[0].numel() * scale.log())  # the density of x_in
         share = torch.stack(logs).softmax(0)
         return torch.einsum("nb,nb...->b...", share.to(x_in.dtype), torch.stack(answers))
+
+
+def _float32(value: float) -> float:
+    """The value as a float32 network is told it."""
+    return torch.tensor(value, dtype=torch.float32).item()
 
 
 def best_denoiser(

@@ -1,0 +1,434 @@
+"""The exponent of a schedule, the best shared network, Theorem 4.1 and the doctor: against quadrature, plain loops and autograd."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import nearzero as nz
+from nearzero.cli import run
+from nearzero.diagnostics.schedule import examine
+from nearzero.errors import ArgumentError
+from nearzero.oracle.base import Exact, ExactShared
+from nearzero.recipes import RECIPES, named
+
+DDPM = nz.DiscreteVP.linear()
+WEIGHTS, MEANS, SPREADS = (0.2, 0.5, 0.3), (-1.2, 0.6, 1.9), (0.35, 0.45, 0.25)
+POINTS = (-1.1, 0.2, 0.3, 1.7)
+
+
+def f64(values):
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
+def line():
+    """Three normals on the line, of mean 0.63."""
+    return nz.GaussianMixture(f64(WEIGHTS), f64(MEANS)[:, None], f64(SPREADS).square()[:, None, None])
+
+
+def plane():
+    """Three skewed normals in the plane with spreads of 0.25 to 0.45 along x and y, of mean (0.39, 0.43)."""
+    covariances = [[[0.0625, 0.02], [0.02, 0.1225]], [[0.1225, -0.03], [-0.03, 0.2025]], [[0.2025, 0.05], [0.05, 0.09]]]
+    means = [[0.2, 0.4], [1.5, -0.3], [-0.8, 1.6]]
+    return nz.GaussianMixture(f64([0.5, 0.3, 0.2]), f64(means), f64(covariances))
+
+
+def cloud():
+    return nz.PointCloud(f64(POINTS)[:, None])
+
+
+# ---- the exponent of a schedule
+
+SINGULAR = [nz.LinearVP(), nz.QuadraticVP(), nz.CosineVP(), nz.SongVE(), DDPM, nz.DiscreteVP.cosine()]
+REGULAR = [nz.LinearSigmaVP(), nz.ShiftedCosine(), nz.KarrasVE(), nz.SubVP(), nz.StraightPath()]
+EXPONENTS = [
+    *((process, 0.5) for process in SINGULAR),
+    *((process, 1.0) for process in (*REGULAR, nz.LinearVP(0.0, 20.0), nz.CosineVP(0.0))),
+    (nz.QuadraticVP(0.0, 20.0), 1.5),
+    (nz.SubVP(0.0, 20.0), 2.0),
+]
+
+
+@pytest.mark.parametrize(("process", "exponent"), EXPONENTS, ids=str)
+def test_the_exponent_of_a_schedule(process, exponent):
+    """sigma / alpha ~ t^p with p = 1/2 where beta(0) > 0, 1 where sigma is linear, 3/2 and 2 where less noise is left, to 1e-3."""
+    assert nz.schedule_exponent(process) == pytest.approx(exponent, abs=1e-3)
+
+
+@pytest.mark.parametrize("process", [nz.LinearVP(), nz.LinearSigmaVP(), nz.QuadraticVP(0.0, 20.0)], ids=str)
+def test_the_exponent_is_that_of_the_best_network(process):
+    """For smooth data eps* changes like t^(p - 1): the slope of log |eps*| in log t is p."""
+    denoiser, x, t = line().denoiser(process), f64([[0.3]]), (1e-6, 1e-4)
+    low, high = (denoiser(x, time).eps.norm().item() for time in t)
+    assert math.log(high / low) / math.log(100) == pytest.approx(nz.schedule_exponent(process), abs=0.01)
+
+
+# ---- scores
+
+
+@pytest.mark.parametrize("level", [None, (1.0, 0.0), (1.0, 1e-3), (0.8, 0.6), (0.0, 1.0), (1.0, 80.0)], ids=str)
+def test_the_score_of_a_mixture_is_autograds(level):
+    """GaussianMixture.score is the gradient of log_prob at every level, sigma = 0 and the data included, to 1e-12."""
+    level = level and nz.Level(*map(f64, level))
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    (expected,) = torch.autograd.grad(plane().log_prob(x, level).sum(), x)
+    torch.testing.assert_close(plane().score(x.detach(), level), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("level", [(1.0, 0.1), (0.8, 0.6), (0.0, 1.0)], ids=str)
+def test_the_score_of_points_is_autograds(level):
+    """PointCloud.score is the gradient of log_prob, and is refused at sigma = 0, where there is no density."""
+    level = nz.Level(*map(f64, level))
+    x = torch.linspace(-2, 2, 15, dtype=torch.float64)[:, None].requires_grad_()
+    (expected,) = torch.autograd.grad(cloud().log_prob(x, level).sum(), x)
+    torch.testing.assert_close(cloud().score(x.detach(), level), expected, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ArgumentError, match="no score at sigma = 0"):
+        cloud().score(x.detach(), nz.Level(f64([1.0] * 15), f64([0.1] * 14 + [0.0])))
+
+
+# ---- the best shared network
+
+
+def brute_force(x_in, process, form, times):
+    """E[F* | x_in, cell] for POINTS: a sum over every time of the cell and every point, in numpy.
+
+    x_in = scale (alpha p + sigma e), so its density is that of a normal of mean scale alpha p and spread scale sigma,
+    and F* = (B (x0 - A x) + D (eps - C x)) / (B^2 + D^2).
+    """
+    above = below = 0.0
+    for t in times:
+        level = process(f64(t))
+        A, B, C, D = (value.item() for value in form.coefficients(level))
+        alpha, sigma, scale = *(value.item() for value in level), form.input_scale(level).item()
+        for p in POINTS:
+            x = x_in / scale
+            eps = (x - alpha * p) / sigma
+            target = (B * (p - A * x) + D * (eps - C * x)) / (B**2 + D**2)
+            weight = np.exp(-(eps**2) / 2) / (scale * sigma)
+            above, below = above + weight * target, below + weight
+    return above / below
+
+
+CELLS = {
+    "steps": (DDPM, nz.Shared(nz.Timestep(1000), interval=100, cells=5), [(k + 1) / 1000 for k in range(20, 40)], 20.0),
+    "first steps": (
+        DDPM,
+        nz.Shared(nz.Timestep(1000), interval=100, cells=5),
+        [(k + 1) / 1000 for k in range(20)],
+        0.0,
+    ),
+    "time": (
+        nz.LinearVP(),
+        nz.Shared(nz.Time(), interval=0.1, cells=5),
+        [0.02 + 0.02 * (i + 0.5) / 64 for i in range(64)],
+        0.02,
+    ),
+    "noise": (
+        nz.KarrasVE(),
+        nz.Shared(nz.LogSigma(), interval=0.5, cells=5),
+        [0.2 + 0.1 * (i + 0.5) / 64 for i in range(64)],
+        math.log(0.2) / 4,
+    ),
+    "a narrow time": (
+        nz.LinearVP(),
+        nz.Shared(nz.Time(), interval=1e-6, cells=5),
+        [6e-7 + 2e-7 * (i + 0.5) / 64 for i in range(64)],
+        6e-7,
+    ),
+}
+FORMS = [nz.Epsilon(), nz.Velocity(), nz.Karras(0.5)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_best_shared_network_is_bayes_rule(form, cell):
+    """The network's answer is the mean of its targets over the cell's times and the data, given what it is shown and told, summed one by one."""
+    process, shared, times, told = CELLS[cell]
+    network = cloud().denoiser(process, form, shared).network
+    level = process(f64(times[len(times) // 2]))
+    x = level.alpha * f64(POINTS)[:, None] + level.sigma * torch.linspace(-3, 3, 7, dtype=torch.float64)
+    x_in = (form.input_scale(level) * x).flatten().numpy()
+    found = network(f64(x_in)[:, None], torch.full((28,), told, dtype=torch.float64))
+    np.testing.assert_allclose(found[:, 0].numpy(), brute_force(x_in, process, form, times), rtol=1e-9, atol=1e-9)
+
+
+def test_cells_that_are_told_one_number_are_one():
+    """LogSigma tells the first cell, whose lower edge has no logarithm, what it tells the second: the best network takes the mean over both."""
+    shared = nz.Shared(nz.LogSigma(), interval=0.5, cells=5)
+    process, told = nz.KarrasVE(), math.log(0.1) / 4
+    assert shared(f64([0.05, 0.15]), process(f64([0.05, 0.15]))).tolist() == [told, told]
+    network = cloud().denoiser(process, nz.Epsilon(), shared).network
+    x = np.linspace(-1.6, 2.0, 25)
+    times = [0.1 * (i + 0.5) / 64 for i in range(128)]
+    found = network(f64(x)[:, None], torch.full((25,), told, dtype=torch.float64))
+    np.testing.assert_allclose(found[:, 0].numpy(), brute_force(x, process, nz.Epsilon(), times), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_inside_a_cell_the_best_shared_network_cannot_change(dtype):
+    """K is exactly 0 inside each cell, by nz.lipschitz and bit for bit, and is not at the edges and above, where it is the exact network's."""
+    shared = nz.Shared(nz.Timestep(1000), interval=100, cells=5)
+    denoiser, exact = line().denoiser(DDPM, nz.Epsilon(), shared), line().denoiser(DDPM, nz.Epsilon())
+    x0 = line().sample(8, torch.Generator().manual_seed(1)).to(dtype)
+    times = torch.arange(1, 121, dtype=torch.float64) / 1000
+    K = nz.lipschitz(denoiser, x0, times=times)
+    jumps = [i for i, value in enumerate(K.value.tolist()) if value != 0]
+    assert jumps == [19, 39, 59, 79, *range(99, 119)]
+    answers = [denoiser.output(x0, t)[0] for t in (0.0, 0.0005, 0.001, 0.0123, 0.02)]
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+    if dtype == torch.float64:  # float32 rounds 1000 t - 1 and t differently
+        assert torch.equal(K.value[100:], nz.lipschitz(exact, x0, times=times).value[100:])
+
+
+@pytest.mark.parametrize("data", [line(), cloud()], ids=["mixture", "points"])
+@pytest.mark.parametrize(
+    ("process", "inner", "interval"),
+    [
+        (DDPM, nz.Timestep(1000), 100),
+        (nz.LinearVP(), nz.Time(), 0.1),
+        (nz.KarrasVE(), nz.LogSigma(), 0.1),
+        (nz.SongVE(), nz.LogSNR(), 0.1),
+    ],
+    ids=["Timestep", "Time", "LogSigma", "LogSNR"],
+)
+def test_above_the_interval_the_best_shared_network_is_the_exact_one(data, process, inner, interval):
+    """For times above the interval x0 and eps are the exact denoiser's, to 1e-9."""
+    shared = nz.Shared(inner, interval=interval, cells=5)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    edge = shared.edges(process)[-1]
+    for t in (edge + 1e-3, (edge + process.end) / 2, process.end):
+        found, exact = data.denoiser(process, nz.Epsilon(), shared)(x, t), data.denoiser(process, nz.Epsilon())(x, t)
+        torch.testing.assert_close(found.eps, exact.eps, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.x0, exact.x0, rtol=1e-9, atol=1e-9)
+
+
+def test_the_best_shared_network_is_the_best():
+    """Of eps* at a cell's edges and middle, A15's plain mean and itself it has the smallest mean-square error to eps* over the noisy data of the cell, by quadrature; moved a little either way it is worse."""
+    data, times = line(), torch.arange(1, 21, dtype=torch.float64) / 1000
+    x = torch.linspace(-5, 6, 4001, dtype=torch.float64)[:, None]
+    levels = [DDPM(t) for t in times]
+    exact = torch.stack([data.posterior(x, level).eps for level in levels])
+    density = torch.stack([data.log_prob(x, level).exp() for level in levels])[..., None]
+    shared = nz.Shared(nz.Timestep(1000), interval=20, cells=1)
+    best = data.denoiser(DDPM, nz.Epsilon(), shared).network(x, torch.zeros(len(x), dtype=torch.float64))
+
+    def excess(answer):
+        return ((answer - exact).square() * density).mean(0).sum().item() * (11 / 4000)
+
+    least = excess(best)
+    others = {
+        "A15": exact.mean(0),
+        "first": exact[0],
+        "middle": exact[9],
+        "last": exact[-1],
+        "edge": 0 * best,
+        "more": 1.01 * best,
+        "less": 0.99 * best,
+        "wave": best + 0.01 * torch.sin(x),
+    }
+    assert 0 < least and all(least < excess(answer) for answer in others.values())
+    wave = 1e-4 * torch.sin(3 * x).square().mul(density.mean(0)).sum().item() * (11 / 4000)
+    assert excess(best + 0.01 * torch.sin(3 * x)) - least == pytest.approx(wave, rel=1e-9)
+
+
+def test_a_cell_without_a_node_is_refused_by_its_interval():
+    """Cells narrower than a timestep hold no training time: refused as a bad argument, not as an error of torch's."""
+    with pytest.raises(ArgumentError):
+        line().denoiser(DDPM, nz.Epsilon(), nz.Shared(nz.Time(), interval=0.1, cells=200))
+
+
+# ---- Theorem 4.1
+
+
+def sides(data, process, x, interval, cells, per_cell):
+    """Both sides of Theorem 4.1 by loops over cells and times, with scores from autograd."""
+    width = interval / cells
+
+    def score(t):
+        rows = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(data.log_prob(rows, process(f64(t))).sum(), rows)
+        return gradient
+
+    def likelihood(t):
+        return data.log_prob(x, process(f64(t)))
+
+    error = torch.zeros(len(x), dtype=torch.float64)
+    times, found = [], []
+    for cell in range(cells):
+        middles = [(cell + (i + 0.5) / 64) * width for i in range(64)]
+        share = torch.stack([likelihood(t) for t in middles]).softmax(0)
+        best = sum(
+            -process(f64(t)).sigma * score(t) * weight[:, None] for t, weight in zip(middles, share, strict=True)
+        )
+        for i in range(per_cell):
+            t = min((cell + i / (per_cell - 1)) * width, interval)
+            times.append(t)
+            found.append(score(t))
+            error = torch.maximum(error, (best + process(f64(t)).sigma * found[-1]).norm(dim=1))
+    K = torch.zeros(len(x), dtype=torch.float64)
+    for i, t in enumerate(times):
+        for j in range(i):
+            if t - times[j] > width / per_cell / 2:
+                K = torch.maximum(K, (found[i] - found[j]).norm(dim=1) / (t - times[j]))
+    B = torch.stack(found).norm(dim=2).amax(0)
+    sigma = [
+        process(f64(width * i)).sigma.item() if i < cells else process(f64(interval)).sigma.item()
+        for i in range(cells + 1)
+    ]
+    jump = max(b - a for a, b in zip(sigma, sigma[1:], strict=False))
+    return error, sigma[-1] * K * width + B * jump, jump
+
+
+@pytest.mark.parametrize(
+    ("process", "interval", "cells"),
+    [(nz.LinearVP(), 0.1, 3), (nz.LinearSigmaVP(), 0.3, 1), (nz.LinearVP(), 1e-5, 20)],
+    ids=["three cells", "one cell", "narrow cells"],
+)
+def test_both_sides_of_the_theorem(process, interval, cells):
+    """error and bound are the theorem's two sides, written out over all pairs of times with autograd's scores, to 1e-6."""
+    x = plane().sample(6, torch.Generator().manual_seed(2))
+    found = nz.theorem_bound(plane(), process, x, interval=interval, cells=cells, per_cell=5)
+    error, bound, jump = sides(plane(), process, x, interval, cells, 5)
+    torch.testing.assert_close(found.error, error, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.bound, bound, rtol=1e-4, atol=0)  # K is a difference of nearby scores
+    assert (found.width, found.sigma_step) == pytest.approx((interval / cells, jump), rel=1e-12)
+
+
+@pytest.mark.parametrize("cells", [1, 5, 20])
+def test_the_theorem_is_never_violated(cells):
+    """At 60 points of a skewed mixture sharing [0, 0.1] costs less than Theorem 4.1 allows, and more than a tenth of it somewhere."""
+    x = plane().sample(60, torch.Generator().manual_seed(0))
+    found = nz.theorem_bound(plane(), nz.LinearVP(), x, interval=0.1, cells=cells, per_cell=17)
+    assert found.error.shape == found.bound.shape == (60,)
+    assert bool((found.error <= found.bound).all())
+    assert bool((found.error > 0).all()) and (found.error / found.bound).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("process", "low", "high"),
+    [(nz.LinearVP(), 0.49, 0.52), (nz.LinearSigmaVP(), 0.999, 1.001)],
+    ids=["DDPM's", "sigma = t"],
+)
+def test_the_order_of_sharing(process, low, high):
+    """The error of the first cell falls like dt^(1/2) for DDPM's schedule and like dt where sigma = t."""
+    x = plane().sample(20, torch.Generator().manual_seed(0))
+    errors = [
+        nz.theorem_bound(plane(), process, x, interval=0.1, cells=cells, first=1).error
+        for cells in (400, 1600, 6400, 25600)
+    ]
+    for wide, narrow in zip(errors, errors[1:], strict=False):
+        order = (wide / narrow).log() / math.log(4)
+        assert low <= order.mean() <= high
+    assert bool(((order >= low) & (order <= high)).all())
+
+
+@pytest.mark.parametrize(
+    "values", [{"cells": 0}, {"interval": 0.0}, {"interval": 1.1}, {"interval": math.nan}, {"per_cell": 1}]
+)
+def test_a_bad_interval_is_refused(values):
+    """No cells, an interval outside (0, end] or a single time in a cell raise ArgumentError."""
+    with pytest.raises(ArgumentError, match=r"interval in \(0, 1\], cells >= 1 and per_cell >= 2"):
+        nz.theorem_bound(plane(), nz.LinearVP(), torch.zeros(1, 2), **{"interval": 0.1, "cells": 2, **values})
+
+
+def test_time_is_shared_by_the_number_of_times_in_a_cell():
+    """`per_cell` midpoints stand for a cell of a continuous process: 64 of them are within 1e-4 of 512."""
+    exact = Exact(line(), nz.LinearVP(), nz.Epsilon())
+    shared = nz.Shared(nz.Time(), interval=0.1, cells=5)
+    x, told = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None], torch.full((9,), 0.04, dtype=torch.float64)
+    few, some, many = (ExactShared(exact, shared, per_cell=count)(x, told) for count in (4, 64, 512))
+    assert 0 < (some - many).abs().max() < 1e-4 < (few - many).abs().max()
+
+
+# ---- the doctor
+
+SINGULAR_RECIPES = {
+    *("ddpm", "etsdm", "ddpm_continuous", "etsdm_continuous", "ddpm_quadratic", "ddpm_cosine"),
+    *("ddpm_zero_terminal_snr", "ddpm_v", "ddpm_regularized", "remap", "ddpmpp", "ddpmpp_elbo", "soft_truncation"),
+    *("vp", "ve", "iddpm"),
+}
+REGULAR_RECIPES = {
+    *("ddpm_cosine_shift", "modified_linear", "modified_quadratic", "modified_cosine", "full", "full_w"),
+    *("edm", "edm_shared"),
+}
+SILENT = {"ddpm_cosine_shift", "ddpm_zero_terminal_snr", "modified_cosine", "full", "full_w"}
+
+
+def doctor(capsys, *arguments):
+    """Exit code, stdout and stderr of the command."""
+    capsys.readouterr()
+    return run(["doctor", *arguments]), *capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", sorted(SINGULAR_RECIPES | REGULAR_RECIPES))
+def test_the_doctor_tells_singular_schedules(name, capsys):
+    """DDPM's schedules are singular at t = 0, EDM's, FullDiffusion's and the modified ones are not; SNR 0 at the end is said; the text and the JSON agree."""
+    code, out, err = doctor(capsys, "schedule", name, "--json")
+    assert code == 0 and err == "" and out.count("\n") == 1
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert (found["command"], found["recipe"], found["schema_version"]) == ("doctor schedule", name, 1)
+    assert found["singular"] is (name in SINGULAR_RECIPES)
+    assert ("singular" in found["verdict"]) is (name in SINGULAR_RECIPES)
+    assert ("regular at t = 0" in found["verdict"]) is (name in REGULAR_RECIPES)
+    assert (found["terminal_snr"] == 0) is (name in SILENT) is ("no signal is left" in found["verdict"])
+    code, text, err = doctor(capsys, "schedule", name)
+    assert code == 0 and err == "" and text.startswith(f"{name}: {found['verdict']}\n")
+    assert all(line in text for line in (*found["truncations"], *found["notes"]))
+
+
+def test_the_doctors_numbers():
+    """For ddpm: exponent 1/2, sigma_0 = 0.01, the terminal SNR of 1000 betas, and rounding errors of float32 and bfloat16 below theirs; the naive formula loses digits."""
+    recipe = named("ddpm")
+    found = examine(recipe.process, recipe.times, recipe.grid, recipe.steps, recipe.conditioning)
+    kept = np.prod(1 - np.linspace(1e-4, 0.02, 1000))
+    assert found.exponent == pytest.approx(0.5, abs=1e-3)
+    assert found.first_sigma == pytest.approx(0.01, rel=1e-12)
+    assert found.terminal_snr == pytest.approx(kept / (1 - kept), rel=1e-9)
+    assert 0 < found.float32_error <= 2.0**-23 and 2.0**-12 < found.bfloat16_error <= 2.0**-8
+    assert found.naive_float32_error > 0.01
+
+
+def test_the_doctor_knows_what_training_and_sampling_leave_out():
+    """Uniform times leave nothing out, t_min and nodes do; a leading grid starts below the end, a trailing one does not; shared cells are told."""
+    uniform = examine(nz.LinearVP(), nz.UniformTimes(), nz.UniformGrid(), 50)
+    assert uniform.truncations == () and len(uniform.notes) == 1
+    assert "t = 0.02" in uniform.notes[0] and "50 steps" in uniform.notes[0]
+    cut = examine(nz.LinearVP(), nz.ImportanceTimes(t_min=1e-3), nz.UniformGrid(), 50).truncations
+    assert len(cut) == 1 and "training never sees t below 0.001" in cut[0]
+    leading = examine(DDPM, nz.DiscreteTimes(), nz.TimestepGrid("leading"), 50).truncations
+    assert "sampling starts at t = 0.981 instead of 1" in leading
+    trailing = examine(DDPM, nz.DiscreteTimes(), nz.TimestepGrid("trailing"), 50).truncations
+    assert not any("starts" in line for line in trailing)
+    shared = nz.Shared(nz.Timestep(1000), interval=100, cells=5)
+    told = examine(DDPM, nz.DiscreteTimes(), nz.TimestepGrid(), 50, shared).notes
+    assert "conditions are shared in 5 cells up to t = 0.1" in told
+
+
+@pytest.mark.parametrize("name", ["edm", "full", "ddpm_continuous"])
+def test_the_doctor_invents_no_truncation(name):
+    """Log-normal and uniform times reach every time above 0, and grids start at the end: nothing is said about either."""
+    recipe = named(name)
+    found = examine(recipe.process, recipe.times, recipe.grid, recipe.steps, recipe.conditioning)
+    assert found.truncations == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("schedule", "etsmd"), "unknown recipe 'etsmd'; did you mean 'etsdm'"),
+        (("schedule",), "RECIPE"),
+        (("schedule", "ddpm", "--jason"), "--jason"),
+        (("nothing",), "nothing"),
+    ],
+)
+def test_a_bad_call_of_the_doctor(capsys, arguments, message):
+    """An unknown recipe, a missing one, an unknown option and an unknown examination end in 2 with one line on stderr."""
+    code, out, err = doctor(capsys, *arguments)
+    assert code == 2 and out == "" and err.count("\n") == 1 and message in err
+
+
+def test_every_recipe_has_a_verdict():
+    """The two lists of this file are all recipes there are."""
+    assert SINGULAR_RECIPES | REGULAR_RECIPES == set(RECIPES)
