@@ -156,11 +156,23 @@ def test_the_commands_of_the_page_work(made, page, capsys):
     exec(python, {})
     largest, total = map(float, capsys.readouterr().out.split())
     assert 0 < largest <= total
-    (resume,) = re.findall(r"^nearzero (train --resume .*)$", code, re.MULTILINE)
+    lines = re.findall(r"^nearzero (train --resume .*)$", code, re.MULTILINE)
     steps = nz.Run.load(made / "etsdm").step
-    line = resume.replace(str(made), str(copy)).replace("10000", str(steps + 1))
-    assert run(shlex.split(line)) == 0
-    assert nz.Run.load(copy / "etsdm").step == steps + 1
+    assert [shlex.split(line)[-1] for line in lines] == [str(10 * steps)] * 2
+    for name, line in zip(("ddpm", "etsdm"), lines, strict=True):
+        assert run([*shlex.split(line.replace(str(made), str(copy)))[:-1], str(steps + 1)]) == 0
+        assert nz.Run.load(copy / name).step == steps + 1
+    before = tree(copy)
+    assert run(["demo", *SHORT, "--out", str(copy)]) == 2  # what was trained on is not a demo's to replace
+    assert "has been trained on since the demo" in capsys.readouterr().err and tree(copy) == before
+
+
+def test_a_page_of_ones_own_is_not_a_demos(tmp_path, capsys):
+    """A folder with an index.html that nearzero did not write stays as it was."""
+    (tmp_path / "index.html").write_text("<h1>mine</h1>")
+    assert run(["demo", *SHORT, "--out", str(tmp_path)]) == 2
+    assert "is no page of nearzero's" in capsys.readouterr().err
+    assert tree(tmp_path) == {"index.html": b"<h1>mine</h1>"}
 
 
 @pytest.fixture(scope="module")

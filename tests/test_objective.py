@@ -569,3 +569,12 @@ def test_the_bound_refuses_other_models(process, parameterization):
     x0, u, eps = draws(3, 2)
     with pytest.raises(ArgumentError, match="VariationalBound needs Nu or W|needs alpha\\^2 \\+ sigma\\^2 = 1"):
         BOUND(nz.Denoiser(Mixer(), process, parameterization, nz.Time()), x0, u, eps)
+
+
+def test_the_bound_needs_uniform_times():
+    """Times of another density would give a number that is no bound: refused, whatever spreads the batch."""
+    for times in (nz.LogNormalSigma(), nz.Stratified(nz.ImportanceTimes()), nz.DiscreteTimes()):
+        with pytest.raises(ArgumentError, match="needs uniform times"):
+            nz.VariationalBound(times)
+    for times in (nz.UniformTimes(), nz.Antithetic(nz.Stratified(nz.UniformTimes()))):
+        assert nz.VariationalBound(times).times == times

@@ -842,7 +842,7 @@ def test_a_table_says_what_was_measured(plain):
         ("largest K on [0, 0.1], per timestep", number(s["max"], s["max_stderr"])),
         ("timestep of the largest K", str(s["max_at_timestep"])),
         ("total variation of the answer on [0, 0.1]", number(s["total_variation"])),
-        ("largest K above 0.1, per timestep", number(s["max_above"])),
+        ("largest K measured above 0.1, per timestep", number(s["max_above"])),
         ("change of x0 at t = 0.1 by noise of 0.3 (rms)", number(s["perturbation"], s["perturbation_stderr"])),
         ("loss at the first timestep", number(s["loss_first"])),
         ("mean loss over noise levels", number(s["loss"])),
@@ -862,7 +862,7 @@ def test_one_image_has_no_error(plain):
     one = diagnosis.rows({"a": diagnosed(PLAIN, 1)})
     assert not any("±" in row[1] or "nan" in row[1] for row in one)
     whole = dict(diagnosis.rows({"a": diagnosed(PLAIN, interval=1.0)}))
-    assert whole["largest K above 1, per timestep"] == "unknown"
+    assert whole["largest K measured above 1, per timestep"] == "unknown"
 
 
 def test_a_section_speaks_of_cells_where_there_are_some(plain, shared):

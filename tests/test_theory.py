@@ -432,3 +432,29 @@ def test_a_bad_call_of_the_doctor(capsys, arguments, message):
 def test_every_recipe_has_a_verdict():
     """The two lists of this file are all recipes there are."""
     assert SINGULAR_RECIPES | REGULAR_RECIPES == set(RECIPES)
+
+
+@pytest.mark.parametrize("cells", [7, 50])
+def test_every_cell_has_its_own_shared_optimum(cells):
+    """Told what Shared tells, as theorem_bound is, each cell has the mean over the cell, never the exact answer at its edge."""
+    data = nz.GaussianMixture(
+        [0.5, 0.5], f64([[0.0, 1.0], [1.0, -0.5]]), torch.stack([0.1 * torch.eye(2).double()] * 2)
+    )
+    shared, process = nz.Shared(nz.Time(), interval=0.1, cells=cells), nz.LinearVP()
+    best, exact, x = data.denoiser(process, shared=shared), data.denoiser(process), f64([[1.0, 1.0]])
+    for cell in range(cells):
+        t = (cell + 0.5) * 0.1 / cells
+        edge = max(cell * 0.1 / cells, 1e-9)
+        assert not torch.equal(best(x, t).eps, exact(x, edge).eps)
+        told = best.conditioning(f64([t]), process(f64([t])))
+        torch.testing.assert_close(best.network(x, told), best.network(x, told.float().double()), rtol=1e-12, atol=0)
+
+
+def test_the_exact_score_of_a_mixed_batch():
+    """One batch with t = 0 and other times has the score of each time alone, for Nu and W."""
+    data = nz.GaussianMixture([1.0], f64([[0.3, 1.0]]), 0.2 * torch.eye(2).double()[None])
+    x, t = f64([[0.1, 0.2], [0.5, -1.0], [0.0, 0.4]]), f64([0.0, 0.5, 1.0])
+    for parameterization in (nz.Nu(), nz.W()):
+        denoiser = data.denoiser(nz.LinearSigmaVP(), parameterization)
+        alone = torch.cat([denoiser.score(x[i : i + 1], t[i]) for i in range(2)])
+        torch.testing.assert_close(denoiser.score(x[:2], t[:2]), alone, rtol=1e-12, atol=0)

@@ -361,14 +361,22 @@ def test_each_batch_has_its_own_truncation(process, k):
 
 @pytest.mark.parametrize("k", [0.0, 0.5, 1 - 2.0**-53, 1.0, 1 + 2.0**-52, 1 + 1e-13, 1 - 1e-9, 1.3, 2.0, 40.0])
 def test_truncations_formula(k):
-    """t_min is the quantile v of the density t^-k, v the low 26 bits of the first u: mpmath, near k = 1 too."""
-    for low in (1, 12345678, 2**26 - 1):
-        u = f64([(3 * 2**26 + low) / 2.0**52, 1e-18])
+    """t_min is the quantile v of the density t^-k, v = frac(2^24 golden u) of the first u: mpmath, near k = 1 too."""
+    for first in (2.0**-24 / 3, 0.25 + 2.0**-40, 0.7):
+        u = f64([first, 1e-18])
         with mpmath.workdps(50):
-            least, v, q = mpf(1e-5), mpf(low) / 2**26, mpf(k) - 1
+            v = math.fmod(first * 2.0**24 * (math.sqrt(5) - 1) / 2, 1.0)
+            least, q = mpf(1e-5), mpf(k) - 1
             expected = least ** (1 - v) if q == 0 else least / (1 - v * (1 - least**q)) ** (1 / q)
         found = nz.SoftTruncation(1e-5, k)(u, nz.LinearVP())[1].item()
         assert found == pytest.approx(float(expected), rel=1e-11)
+
+
+def test_a_float32_batch_is_truncated_too():
+    """u drawn in float32, multiples of 2^-24, moves t_min from batch to batch as well: v is uniform there too."""
+    u = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0)).double()
+    v = np.log(starts(nz.SoftTruncation(1e-3), u, nz.LinearVP())) / math.log(1e-3)
+    assert ks(v.clip(0, 1)) < 1.63
 
 
 def test_times_of_a_batch_are_importance_times_of_its_truncation():

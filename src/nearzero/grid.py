@@ -130,9 +130,11 @@ class KarrasGrid:
         _check_steps(steps)
         _check_reach(self.sigma_max, process)
         part = torch.arange(steps, dtype=torch.float64) / max(1, steps - 1)
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        sigma = (high + part * (low - high)) ** self.rho
+        ratio = math.exp(math.log(self.sigma_min / self.sigma_max) / self.rho)
+        sigma = self.sigma_max * (1 + part * (ratio - 1)) ** self.rho
         times = process.time_of_logsnr(-2 * sigma.log())
+        if not bool((times.diff() < 0).all()):
+            raise ArgumentError(f"KarrasGrid of {steps} steps with rho {self.rho:g} does not decrease; take rho near 7")
         return torch.cat([times, times.new_zeros(1)])
 
 

@@ -12,7 +12,7 @@ from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError
 from nearzero.level import expand
 from nearzero.parameterization import Nu, W, regression_target
-from nearzero.times import Times
+from nearzero.times import Antithetic, Stratified, Times, UniformTimes
 from nearzero.weighting import Weighting
 
 
@@ -64,8 +64,9 @@ class LipschitzPenalty(nn.Module):
 
         K(t, t') = |F(x_t, t) - F(x_t, t')| / |t - t'|,   t' the next timestep (the one before, at the last)
 
-    in timesteps of the process, or of 1/1000 of its range if it has none. The paper gives neither the form nor the
-    weight of its penalty: the square is assumed. Reference: Yang et al., ICLR 2024, D.3.1.
+    in timesteps of the process, or of 1/1000 of its range if it has none; within 1e-6 of a node t is that node. The
+    paper gives neither the form nor the weight of its penalty: the square is assumed. Reference: Yang et al., ICLR
+    2024, D.3.1.
     """
 
     def __init__(self, objective: Regression, weight: float) -> None:
@@ -80,7 +81,7 @@ class LipschitzPenalty(nn.Module):
         now = self.objective.evaluate(denoiser, x0, u, eps, **condition)
         steps, end = getattr(denoiser.process, "steps", 1000), denoiser.process.end
         node = now.t * steps / end
-        node = node.round() if hasattr(denoiser.process, "steps") else node  # rounding must not leave a node's cell
+        node = torch.where((node - node.round()).abs() < 1e-6, node.round(), node)  # the snap that the docstring states
         beside = torch.where(node + 1 > steps, node - 1, node + 1) / steps * end
         answer, _, _ = denoiser.output(now.x, beside, **condition)
         return now.loss + self.weight * (now.F - answer).square().reshape(len(x0), -1).mean(1)
@@ -93,7 +94,7 @@ class VariationalBound(nn.Module):
         W:   sigma |x0 - F|^2 + 2 alpha F.eps + D/2 log 2 pi
 
     at t = sigma uniform in (0, 1); their means over t and eps are -ELBO, an upper bound on -log p(x0), and both are
-    finite at both ends. `times` spreads t uniformly: UniformTimes or Stratified(UniformTimes()).
+    finite at both ends. `times` spreads t uniformly: UniformTimes, Stratified or Antithetic over it.
     Raises ArgumentError for another parameterization, or a process with sigma other than t.
 
     Reference: FullDiffusion, Eq. 16 and 18; the form of W is this project's own.
@@ -106,6 +107,11 @@ class VariationalBound(nn.Module):
 
     def __init__(self, times: Times) -> None:
         super().__init__()
+        inner = times
+        while isinstance(inner, Stratified | Antithetic):
+            inner = inner.inner
+        if not isinstance(inner, UniformTimes):
+            raise ArgumentError(f"VariationalBound needs uniform times, got {times}: with others it is no bound")
         self.times = times
 
     def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:

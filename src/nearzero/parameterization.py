@@ -183,8 +183,9 @@ class Nu(_Unscaled):
 
         A = alpha (1 + sigma^2),  B = alpha sigma^2,  C = sigma^3,  D = -sigma alpha^2      (alpha^2 + sigma^2 = 1)
 
-    Bounded at alpha = 0 for centred data only; W is bounded for any mean. Nothing that the network says is heard at
-    both ends. Train it with VariationalBound. Reference: FullDiffusion, Eq. 15, 17 and 21.
+    F itself is bounded for a smooth density, at alpha = 0 for centred data only; W is bounded for any mean. Nothing
+    that the network says is heard at both ends. Train it with VariationalBound. Reference: FullDiffusion, Eq. 15, 17
+    and 21.
     """
 
     def coefficients(self, level: Level) -> Coefficients:
@@ -201,7 +202,7 @@ class Nu(_Unscaled):
 @register
 @dataclass(frozen=True)
 class W(_Unscaled):
-    """F = w with the score alpha w - x: bounded at both ends for data of any mean, with x0 = w at alpha = 0.
+    """F = w with the score alpha w - x: for any smooth density bounded at both ends, with x0 = w at alpha = 0.
 
         A = alpha,  B = sigma^2,  C = sigma,  D = -sigma alpha      (alpha^2 + sigma^2 = 1)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from nearzero.codec import Codec
+from nearzero.codec import Centred, Codec
 from nearzero.conditioning import Conditioning
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError
@@ -97,6 +97,10 @@ class Recipe:
     def objective(self) -> nn.Module:
         """What training minimises: a regression of the network's output, or for Nu and W the variational bound."""
         if isinstance(self.parameterization, Nu | W):
+            if self.penalty:
+                raise ArgumentError(
+                    f"the penalty {self.penalty} adds to a regression; Nu and W have the variational bound"
+                )
             return VariationalBound(self.times)
         regression = Regression(self.times, self.weighting)
         return LipschitzPenalty(regression, self.penalty) if self.penalty else regression
@@ -105,6 +109,11 @@ class Recipe:
 def paper(recipe: Recipe, size: int, channels: int) -> Recipe:
     """The paper's network and training, for images of another size."""
     return replace(recipe, network=replace(recipe.network, size=size, channels=channels))  # pyright: ignore[reportArgumentType]
+
+
+def centred(recipe: Recipe, pixels: Tensor) -> Recipe:
+    """The recipe with the mean image of uint8 pixels (N, C, H, W) subtracted, as FullDiffusion's Nu assumes."""
+    return replace(recipe, codec=Centred.of(pixels))
 
 
 def small(recipe: Recipe, size: int, channels: int) -> Recipe:

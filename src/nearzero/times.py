@@ -99,7 +99,8 @@ class SoftTruncation:
 
         k = 1: t_min^(1-v) end^v;   else t_min / (1 - v (1 - (t_min/end)^(k-1)))^(1/(k-1))
 
-    v is made of the low 26 bits of the batch's first u, which move that u's own time by 1e-8.
+    v is the fractional part of 2^24 times the golden ratio times the batch's first u: uniform, and independent of that
+    u's own time but for 1e-7 of it.
     Reference: Kim et al., Soft truncation, ICML 2022.
     """
 
@@ -113,7 +114,7 @@ class SoftTruncation:
 
     def __call__(self, u: Tensor, process: Any) -> Tensor:
         """Times of one batch."""
-        v = torch.frac(u.flatten()[0] * 2.0**26).item()
+        v = math.fmod(u.flatten()[0].item() * 2.0**24 * (math.sqrt(5) - 1) / 2, 1.0)
         log, q = math.log(self.t_min / process.end), self.k - 1
         start = log * (1 - v) if q == 0 else log - math.log1p(v * math.expm1(q * log)) / q
         return _uniform_logsnr(u, torch.full_like(u, math.exp(start) * process.end), process)
@@ -122,7 +123,7 @@ class SoftTruncation:
 @register
 @dataclass(frozen=True)
 class Stratified:
-    """u of image i of n is taken from ((i) / n, (i + 1) / n): one draw in each stratum of the batch.
+    """u of image i of n is taken from (i / n, (i + 1) / n): one draw in each stratum of the batch.
 
     An image's time then depends on its place in the batch. Reference: FullDiffusion, Eq. 18.
     """

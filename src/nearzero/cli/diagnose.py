@@ -118,25 +118,18 @@ def command(
 def _page_path(path: Path) -> Path:
     """Where the page goes. Raises before anything is measured where it cannot."""
     from nearzero.files import check_writable
+    from nearzero.report.page import Page
 
     check_writable(path)
     if path.is_dir():
         raise ArgumentError(f"--html {path} is a folder; name a file")
-    if path.exists() and not _is_page(path):
+    if path.exists() and not Page.is_one(path):
         raise ArgumentError(f"--html {path} exists and is no page of nearzero's; name another file")
     return path
 
 
-def _is_page(path: Path) -> bool:
-    """Whether a file is a page that nearzero wrote."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return b'content="nearzero ' in file.read(2000)
-
-
 def _check_alike(runs: list[Run]) -> None:
-    """Raises ArgumentError where two runs are one, or their networks take different images."""
+    """Raises ArgumentError where two runs are one, or cannot be compared."""
     if len(runs) == 2 and runs[0].path.resolve() == runs[1].path.resolve():
         raise ArgumentError(f"--against {runs[1].path} is the same run; name another, or leave it out")
     shapes = [(run.recipe.network.size, run.recipe.network.channels) for run in runs]
@@ -144,6 +137,12 @@ def _check_alike(runs: list[Run]) -> None:
         (a, b), (c, d) = shapes
         raise ArgumentError(
             f"{runs[0].path} takes images of {a} x {a} with {b} channels, {runs[1].path} of {c} x {c} with {d}; "
+            "diagnose them one by one"
+        )
+    processes = [run.recipe.process for run in runs]
+    if processes[0] != processes[-1]:
+        raise ArgumentError(
+            f"{runs[0].path} has the process {processes[0]}, {runs[1].path} {processes[1]}, and so other timesteps; "
             "diagnose them one by one"
         )
 

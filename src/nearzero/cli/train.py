@@ -135,12 +135,14 @@ def _fit(
     recipe: str | None, former: Run | None, images: Images, preset: str, steps: int | None, batch: int | None
 ) -> Recipe:
     """The named recipe for these images, or the run's own; on resume, steps and batch are the run's unless given."""
-    from nearzero.recipes import PRESETS, named
+    from nearzero.parameterization import Nu
+    from nearzero.recipes import PRESETS, centred, named
 
     if former is not None and recipe is None:
         fitted = former.recipe
     else:
         fitted = PRESETS[preset](named(recipe or ""), images.size, images.channels)
+        fitted = centred(fitted, images.pixels) if isinstance(fitted.parameterization, Nu) else fitted
     usual = fitted.training if former is None else former.recipe.training
     training = replace(
         fitted.training,

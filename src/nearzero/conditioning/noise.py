@@ -18,7 +18,8 @@ from nearzero.registry import register
 class _Noise(Smooth):
     """Tells a function of sigma / alpha. Unit of `interval` under Shared: sigma / alpha, not divided by the process.
 
-    The first cell, which begins where the number told would be infinite, is told its upper edge.
+    The first cell, which begins where the number told would be infinite, is told its upper edge, and so the same as the
+    second.
     """
 
     def position(self, t: Tensor, level: Level) -> Tensor:

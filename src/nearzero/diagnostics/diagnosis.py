@@ -102,9 +102,9 @@ def diagnose(
     """Lipschitz curve, perturbation at t~ and loss for each noise level, over images x0 (B, *shape).
 
     `interval` is t~ in t: by default where the conditioning's cells end, and a tenth of the range without cells. K is
-    measured at every timestep up to 2 t~ and at every `every`-th above. All noise follows from `seed`: two denoisers
-    that are diagnosed with one seed and the same images see the same x_t. `condition` is `lipschitz`'s, and
-    `progress(done, pairs)` is called as pairs of timesteps are done.
+    measured at every timestep up to 2 t~, at every `every`-th above, and over every edge of a cell. All noise follows
+    from `seed`: two denoisers that are diagnosed with one seed and the same images see the same x_t. `condition` is
+    `lipschitz`'s, and `progress(done, pairs)` is called as pairs of timesteps are done.
 
     >>> found = diagnose(PointCloud(torch.zeros(1, 64)).denoiser(DiscreteVP.linear()), torch.zeros(8, 64))
     >>> found.summary()["max_at_timestep"]
@@ -121,7 +121,10 @@ def diagnose(
     if every < 1:
         raise ArgumentError(f"every must be at least 1, got {every}")
     near = int((t <= 2 * interval).sum())
-    chosen = torch.tensor([k for k in range(count - 1) if k <= near or (k - near) % every == 0], dtype=torch.int64)
+    edges = t.new_tensor(denoiser.conditioning.edges(process))
+    jumps = set((torch.searchsorted(t, edges, right=True) - 1).tolist())  # the pairs that straddle an edge
+    measured = [k for k in range(count - 1) if k <= near or (k - near) % every == 0 or k in jumps]
+    chosen = torch.tensor(measured, dtype=torch.int64)
     pairs = torch.stack([t[chosen], t[chosen + 1]], dim=1)
     noise = functools.partial(probe_generator, seed)
     curve = lipschitz(denoiser, x0, times=pairs, generator=noise(), condition=condition, progress=progress)

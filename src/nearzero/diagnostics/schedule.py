@@ -85,6 +85,8 @@ def _error(found: Tensor, exact: Tensor) -> float:
 def _truncations(process: Process, times: Any, grid: Grid, steps: int) -> list[str]:
     """Where training never looks, and where sampling does not start."""
     found = []
+    while hasattr(times, "inner"):  # how a batch is spread over u leaves nothing out
+        times = times.inner
     u = torch.tensor([2.0**-53, 2.0**-40, 1 - 2.0**-40, 1 - 2.0**-53], dtype=torch.float64)
     low, soon, late, high = (times(one[None], process).item() for one in u)
     if soon < 1.01 * low:  # a hundredth part in 13 binades of u: times stop there instead of becoming rare

@@ -10,7 +10,7 @@ from torch import Tensor
 from nearzero.conditioning import Shared, Time
 from nearzero.errors import ArgumentError
 from nearzero.level import Level, expand
-from nearzero.oracle import GaussianMixture
+from nearzero.oracle import Exact, ExactShared, GaussianMixture
 from nearzero.parameterization import Epsilon
 from nearzero.process import Process
 
@@ -19,7 +19,8 @@ def schedule_exponent(process: Process) -> float:
     """p of sigma / alpha ~ t^p as t goes to 0, from t = 1e-8 and 1e-7 of the range.
 
     For data of a smooth density eps*(x, t) = -sigma score has the slope p t^(p - 1) in t: singular for p < 1, as in
-    DDPM's schedules (1/2), bounded for p >= 1, as in EDM's and FullDiffusion's (1).
+    DDPM's schedules (1/2), bounded for p >= 1, as in EDM's and FullDiffusion's (1). A discrete process has 1/2 whatever
+    its betas: below its first node log alpha is linear in t.
 
     >>> round(schedule_exponent(LinearVP()), 4), round(schedule_exponent(LinearSigmaVP()), 4)
     (0.5, 1.0)
@@ -66,7 +67,7 @@ def theorem_bound(
         raise ArgumentError(f"theorem_bound needs an interval in (0, {process.end:g}], cells >= 1 and per_cell >= 2")
     width, looked = interval / cells, min(cells, first or cells)
     shared = Shared(Time(), interval=looked * width, cells=looked)
-    best = data.denoiser(process, Epsilon(), shared).network
+    best = ExactShared(Exact(data, process, Epsilon()), shared)
     t = torch.linspace(0, looked * width, looked * (per_cell - 1) + 1, dtype=torch.float64)
     level = process(t)
     rows = x.to(torch.float64)
@@ -78,7 +79,7 @@ def theorem_bound(
     B = scores.flatten(2).norm(dim=2).amax(0)
     errors = []
     for cell in range(looked):
-        told = torch.full((len(rows),), cell * width, dtype=torch.float64)
+        told = torch.full((len(rows),), best.told[cell], dtype=torch.float64)
         inside = slice(cell * (per_cell - 1), (cell + 1) * (per_cell - 1) + 1)
         errors.append((best(rows, told) - exact[inside]).flatten(2).norm(dim=2).amax(0))
     last = process(torch.tensor(interval, dtype=torch.float64)).sigma.item()

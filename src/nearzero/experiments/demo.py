@@ -20,12 +20,13 @@ from nearzero.diagnostics.diagnosis import Diagnosis, diagnose, shared_interval
 from nearzero.diagnostics.lipschitz import LipschitzCurve, lipschitz
 from nearzero.diagnostics.probe import nodes
 from nearzero.errors import ArgumentError
-from nearzero.files import to_bytes
+from nearzero.files import read_json, to_bytes
 from nearzero.metrics.energy import Distance, energy_distance
 from nearzero.oracle import GaussianMixture, PointCloud
 from nearzero.process import LinearVP
 from nearzero.randomness import order, probe_generator
 from nearzero.recipes import Recipe, ddpm, etsdm, small
+from nearzero.report.page import Page
 from nearzero.run import Run, is_run
 from nearzero.solvers.exponential import DDIM
 from nearzero.training.loop import check_folder, train
@@ -79,6 +80,11 @@ def check_place(out: Path) -> None:
         check_folder(out / name, resume=False, overwrite=True)
         if is_run(out / name) and not (Run.load(out / name).data.get("source") or {}).get("demo"):
             raise ArgumentError(f"{out / name} is a run of your own; choose another --out")
+        if is_run(out / name) and (out / "demo.json").exists():
+            if Run.load(out / name).step != read_json(out / "demo.json").get("steps"):
+                raise ArgumentError(f"{out / name} has been trained on since the demo; choose another --out")
+    if (out / "index.html").exists() and not Page.is_one(out / "index.html"):
+        raise ArgumentError(f"{out / 'index.html'} is no page of nearzero's; choose another --out")
 
 
 def train_both(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Protocol
 
 import torch
@@ -50,11 +51,18 @@ class Exact(nn.Module):
         x = x_in.to(torch.float64)
         x = x / expand(self.parameterization.input_scale(level), x)
         k = self.parameterization.coefficients(level)
-        if bool(((k.B == 0) & (k.D == 0)).all()):
-            return self._limit(x, level).to(x_in.dtype)
+        silent = (k.B == 0) & (k.D == 0)
+        answer = torch.empty_like(x)
+        for rows, best in ((silent, self._limit), (~silent, self._target)):
+            if bool(rows.any()):
+                answer[rows] = best(x[rows], Level(*(value[rows] for value in level)))
+        return answer.to(x_in.dtype)
+
+    def _target(self, x: Tensor, level: Level) -> Tensor:
+        """E[F* | x]: F* is linear in x0 and eps."""
         x0, eps = self.data.posterior(x, level)
-        a, b = regression_target(level, k)  # F* is linear in x0 and eps
-        return (expand(a, x) * x0 + expand(b, x) * eps).to(x_in.dtype)
+        a, b = regression_target(level, self.parameterization.coefficients(level))
+        return expand(a, x) * x0 + expand(b, x) * eps
 
     def _limit(self, x: Tensor, level: Level) -> Tensor:
         """F where only the score hears it: (score - c_x x) / c_F."""
@@ -86,6 +94,9 @@ class ExactShared(nn.Module):
         if not all(len(times) for times in self.cells):
             raise ArgumentError(f"{shared} has cells without a node of {type(process).__name__}; take fewer cells")
         self.told = [self._told(times[:1]) for times in self.cells]
+        above = torch.tensor([math.nextafter(edges[-1], math.inf)], dtype=torch.float64)
+        values: list[float] = sorted({*self.told, *([self._told(above)] if above <= process.end else [])})
+        self.apart = min((b - a for a, b in itertools.pairwise(values)), default=math.inf)
 
     def _told(self, t: Tensor) -> float:
         return self.shared(t, self.exact.process(t)).item()
@@ -95,7 +106,8 @@ class ExactShared(nn.Module):
         answer = torch.empty_like(x_in)
         for told in c.unique().tolist():
             rows = c == told
-            here = [times for times, cell in zip(self.cells, self.told, strict=True) if told in (cell, _float32(cell))]
+            near = [abs(told - cell) < 1e-3 * self.apart for cell in self.told]  # c may have been rounded
+            here = list(itertools.compress(self.cells, near))
             times = torch.cat(here) if here else self.shared.inner.time_told(told, self.exact.process)
             answer[rows] = self._mean(x_in[rows], times)
         return answer
@@ -111,11 +123,6 @@ class ExactShared(nn.Module):
             logs.append(self.exact.data.log_prob(x, level) - x[0].numel() * scale.log())  # the density of x_in
         share = torch.stack(logs).softmax(0)
         return torch.einsum("nb,nb...->b...", share.to(x_in.dtype), torch.stack(answers))
-
-
-def _float32(value: float) -> float:
-    """The value as a float32 network is told it."""
-    return torch.tensor(value, dtype=torch.float32).item()
 
 
 def best_denoiser(

@@ -198,7 +198,7 @@ class Itself:
 
 
 class Plain(Base):
-    """A process whose path is smooth in t itself."""
+    """A process whose clock is t."""
 
     @abstractmethod
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:

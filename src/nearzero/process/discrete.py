@@ -127,7 +127,7 @@ class DiscreteVP(Beta):
         Raises ArgumentError for a schedule of betas that it does not know.
         """
         steps, kind = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
-        ends = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)  # docstring states
+        ends = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)  # DDPM's, as the docstring states
         makers = {
             "linear": lambda: cls.linear(steps, *ends),
             "scaled_linear": lambda: cls.quadratic(steps, *ends),

@@ -23,7 +23,7 @@ class SubVP(Plain):
         f = -beta / 2,  g^2 = beta sigma (2 - sigma),  beta = beta_min + t (beta_max - beta_min)
 
     sigma ~ beta_min t near t = 0. Reference: Song et al., Score-based generative modeling through SDEs, ICLR 2021,
-    Eq. 13.
+    Eq. 12.
 
     >>> SubVP()(torch.tensor([0.0, 1.0])).sigma
     tensor([0.0000, 1.0000])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nearzero.errors import ArgumentError, did_you_mean
-from nearzero.recipe import EMA, PRESETS, Recipe, Training, differences, paper, small
+from nearzero.recipe import EMA, PRESETS, Recipe, Training, centred, differences, paper, small
 from nearzero.recipes.edm import edm, edm_shared, iddpm, ve, vp
 from nearzero.recipes.etsdm import (
     ddpm,
@@ -35,6 +35,7 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "Training",
+    "centred",
     "ddpm",
     "ddpm_continuous",
     "ddpm_cosine",

@@ -41,8 +41,9 @@ def soft_truncation() -> Recipe:
 def full() -> Recipe:
     """FullDiffusion: sigma = t, Nu, the ELBO over all of [0, 1], stratified times; no time is truncated anywhere.
 
-    FullDiffusion-Solver-1 is Ancestral with the posterior's variance. Assumes centred data: centre other data with
-    Centred.of(images) as the codec. The network (DDPM++) is to come; training as in `ddpmpp`. Measured here: not yet.
+    FullDiffusion-Solver-1 is Ancestral with the posterior's variance. Assumes centred data: `nearzero train` subtracts
+    the mean image, in Python recipes.centred(recipe, images.pixels) does. The network (DDPM++) is to come; training as
+    in `ddpmpp`. Measured here: not yet.
     """
     return replace(
         ddpmpp(),

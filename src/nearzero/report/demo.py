@@ -33,7 +33,7 @@ def page(demo: Demo, out: Path, seconds: float) -> Page:
             _losses(demo),
             _numbers(demo, seconds),
             _shown(demo),
-            _onward(out),
+            _onward(out, 10 * demo.runs["ddpm"].step),
         ),
         origin=f"nearzero demo --out {shlex.quote(str(out))}",
     )
@@ -166,7 +166,7 @@ def _shown(demo: Demo) -> Section:
     a, b = plain.summary(), shared.summary()
     inside = int((shared.near.value == 0).sum())
     items = [
-        f"Shown: inside its cells E-TSDM's K is exactly 0, at {inside} of {len(shared.near.value)} pairs of timesteps.",
+        f"By construction: inside its cells E-TSDM's K is exactly 0, at {inside} of {len(shared.near.value)} pairs.",
         f"Shown: the change sits on the edges. The largest K is {number(a['max'])} for DDPM and {number(b['max'])} "
         f"for E-TSDM (at timestep {b['max_at_timestep']}); added up over the interval the answer moves "
         f"{number(a['total_variation'])} and {number(b['total_variation'])}.",
@@ -188,7 +188,7 @@ def _verdict(demo: Demo, solver: str) -> str:
     return f"Measured, for this one training: {solver}'s samples of {lower} are nearer to the images, {both}."
 
 
-def _onward(out: Path) -> Section:
+def _onward(out: Path, longer: int) -> Section:
     commands = "\n".join(
         (
             "# your own images: a folder of PNG, JPEG or WebP files",
@@ -198,7 +198,7 @@ def _onward(out: Path) -> Section:
             "nearzero sample runs/etsdm -n 64 --out samples",
             "",
             "# these two, for longer",
-            f"nearzero train --resume --out {shlex.quote(str(out / 'etsdm'))} --steps 10000",
+            *(f"nearzero train --resume --out {shlex.quote(str(out / name))} --steps {longer}" for name in NAMES),
             "",
             "# in Python",
             "import nearzero as nz",

@@ -41,7 +41,7 @@ def rows(found: Mapping[str, Diagnosis]) -> list[tuple[str, ...]]:
         f"largest K on [0, {end:g}], per timestep": [number(s["max"], s["max_stderr"]) for s in summaries],
         "timestep of the largest K": [str(s["max_at_timestep"]) for s in summaries],
         f"total variation of the answer on [0, {end:g}]": [number(s["total_variation"]) for s in summaries],
-        f"largest K above {end:g}, per timestep": [number(s["max_above"]) for s in summaries],
+        f"largest K measured above {end:g}, per timestep": [number(s["max_above"]) for s in summaries],
         f"change of x0 at t = {end:g} by noise of {scale:g} (rms)": [
             number(s["perturbation"], s["perturbation_stderr"]) for s in summaries
         ],
@@ -60,6 +60,11 @@ def table(found: Mapping[str, Diagnosis]) -> Table:
     return Table(("", *found), rows(found), caption)
 
 
+def shares(one: Diagnosis) -> bool:
+    """Whether the network is told one number at two neighbouring timesteps."""
+    return bool((one.told.diff() == 0).any())
+
+
 def curves(found: Mapping[str, Diagnosis]) -> dict[str, LipschitzCurve]:
     """The Lipschitz curves alone."""
     return {name: one.lipschitz for name, one in found.items()}
@@ -69,7 +74,7 @@ def near_picture(found: Mapping[str, Diagnosis], shown: tuple[float, float] | No
     """K near t = 0 with the condition that the network is told."""
     interval = max(one.interval for one in found.values())
     told = {name: one.told for name, one in found.items()}
-    shared = any(bool((one.near.value == 0).any()) for one in found.values())
+    shared = any(map(shares, found.values()))
     zero = " Inside a shared cell the answer does not move at all." if shared else ""
     return Picture(
         figures.near_zero(curves(found), interval, told=told, shown=shown),
@@ -103,15 +108,15 @@ def other_pictures(found: Mapping[str, Diagnosis]) -> tuple[Picture, ...]:
 
 def section(found: Mapping[str, Diagnosis]) -> Section:
     """Everything about these networks near t = 0."""
-    shared = [name for name, one in found.items() if bool((one.near.value == 0).any())]
+    shared = [name for name, one in found.items() if shares(one)]
     text = [
         "K(k, k+1) is the mean distance between the network's answers to one noisy image when it is told timestep k "
         "and timestep k + 1 (E-TSDM, Eq. 8). The total variation adds these changes up over the interval."
     ]
     if shared:
-        shares = "shares its" if len(shared) == 1 else "share their"
+        verb = "shares its" if len(shared) == 1 else "share their"
         text.append(
-            f"{' and '.join(shared)} {shares} condition in cells: K is exactly 0 inside them, and the whole change "
+            f"{' and '.join(shared)} {verb} condition in cells: K is exactly 0 inside them, and the whole change "
             "sits on their edges. So the maximum can grow while the total variation shrinks; both stand below."
         )
     return Section("Near t = 0", text, (near_picture(found), *other_pictures(found)), (table(found),))

@@ -79,6 +79,14 @@ class Page:
         )
         return environment.get_template("page.html").render(page=self, version=nearzero.__version__)
 
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether a file is a page that nearzero wrote."""
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return b'content="nearzero ' in file.read(2000)
+
     def write(self, path: Path) -> None:
         """Writes the page whole or not at all. Raises DiskError."""
         write_bytes(path, self.html().encode("utf-8", "backslashreplace"))
