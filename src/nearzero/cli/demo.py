@@ -21,7 +21,7 @@ from nearzero.cli.common import device_option, duration, emit, json_option, pick
 @click.option(
     "--seconds",
     type=click.IntRange(min=1),
-    default=180,
+    default=150,
     show_default=True,
     metavar="S",
     help="How long to train, both together.",
