@@ -171,8 +171,8 @@ def _shown(demo: Demo) -> Section:
         f"for E-TSDM (at timestep {b['max_at_timestep']}); added up over the interval the answer moves "
         f"{number(a['total_variation'])} and {number(b['total_variation'])}.",
         *(_verdict(demo, solver) for solver in dict.fromkeys(solver for _, solver in demo.distances)),
-        "Not shown: which of the two is better. The paper compares networks of 138 million parameters after days of "
-        "training; these are small, trained for minutes from one seed, and their samples come from one set of seeds.",
+        "Not shown: which of the two is better. The paper compares networks of 138 million parameters at 256 x 256 "
+        "pixels; these are small, trained for minutes from one seed, and their samples come from one set of seeds.",
     ]
     return Section("What this shows, and what it does not", items=items)
 
