@@ -107,8 +107,8 @@ def test_rows_are_the_tensor_path(process, parameterization, conditioning):
                 process.diffusion2(tensor),
             ),
         )
-        assert all(type(value) is float for value in row)
-        assert list(row) == pytest.approx([value.item() for value in expected], rel=1e-15, abs=0)
+        assert all(type(value) is float for value in row[:-1]) and type(row.cell) is int
+        assert list(row[:-1]) == pytest.approx([value.item() for value in expected], rel=1e-15, abs=0)
         by_name = (row.t, row.alpha, row.sigma, row.condition, row.clock, row.f, row.g2)
         assert by_name == (row[0], row[1], row[2], row[8], row[9], row[12], row[13])
 
@@ -120,7 +120,9 @@ def test_rows_of_stages_keep_the_cell_they_leave():
     staged, own = denoiser.rows(times, torch.full((3,), 0.04, dtype=torch.float64)), denoiser.rows(times)
     assert [row.condition for row in staged] == [20, 20, 20]
     assert [row.condition for row in own] == [20, 20, 0]
-    assert [row._replace(condition=0) for row in staged] == [row._replace(condition=0) for row in own]
+    assert ([row.cell for row in staged], [row.cell for row in own]) == ([1, 1, 1], [1, 1, 0])
+    same = [[row._replace(condition=0, cell=0) for row in rows] for rows in (staged, own)]
+    assert same[0] == same[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -9,7 +9,7 @@ from nearzero.conditioning import Conditioning
 from nearzero.errors import ArgumentError
 from nearzero.level import Coefficients, Estimate, Level, Row, check_times, expand
 from nearzero.parameterization import Parameterization
-from nearzero.process import Process
+from nearzero.process import Clock, Process
 
 
 class Denoiser(nn.Module):
@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
         """The gradient of log p_t at x, shaped like x. Raises ArgumentError where the parameterization has none."""
         t, level = self._at(x, t)
         c_x, c_F = self.parameterization.score_coefficients(level)
-        F = self._heard(x, t, level, c_F != 0, condition)
+        F = self._heard(x, t, level, c_F != 0, condition, (t, level))
         return expand(c_x, x) * x + expand(c_F, x) * F
 
     def output(self, x: Tensor, t: Tensor | float, **condition: Tensor) -> tuple[Tensor, Level, Coefficients]:
@@ -58,9 +58,15 @@ class Denoiser(nn.Module):
 
         Where nothing that the network says is heard, B = D = 0, it is not asked and F is 0.
         """
+        return self.stage(x, t, t, **condition)
+
+    def stage(
+        self, x: Tensor, t: Tensor | float, leaving: Tensor | float, **condition: Tensor
+    ) -> tuple[Tensor, Level, Coefficients]:
+        """`output` at a stage t of a solver's step that leaves the time `leaving`, whose cell the network is told."""
         t, level = self._at(x, t)
         k = self.parameterization.coefficients(level)
-        return self._heard(x, t, level, (k.B != 0) | (k.D != 0), condition), level, k
+        return self._heard(x, t, level, (k.B != 0) | (k.D != 0), condition, self._at(x, leaving)), level, k
 
     def _at(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Level]:
         """The times (B,) of the examples, and their levels in float64, both on the CPU."""
@@ -72,16 +78,24 @@ class Denoiser(nn.Module):
         t = check_times(t, self.process.end).cpu().expand(len(x))
         return t, self.process(t.to(torch.float64))
 
-    def _heard(self, x: Tensor, t: Tensor, level: Level, heard: Tensor, condition: dict[str, Tensor]) -> Tensor:
+    def _heard(
+        self,
+        x: Tensor,
+        t: Tensor,
+        level: Level,
+        heard: Tensor,
+        condition: dict[str, Tensor],
+        left: tuple[Tensor, Level],
+    ) -> Tensor:
         """F for the examples that are heard, 0 for the others."""
         if bool(heard.all()):
-            told = self.conditioning(t, level).to(device=x.device, dtype=x.dtype)
+            told = self.conditioning.stage(t, level, *left).to(device=x.device, dtype=x.dtype)
             return self.ask(x * expand(self.parameterization.input_scale(level), x), told, **condition)
         F, rows = torch.zeros_like(x), heard.to(x.device)
         if bool(heard.any()):
-            here = Level(*(value[heard] for value in level))
+            here, there = (Level(*(value[heard] for value in one)) for one in (level, left[1]))
             some = {name: value[rows.to(value.device)] for name, value in condition.items()}
-            F[rows] = self._heard(x[rows], t[heard], here, heard[heard], some)
+            F[rows] = self._heard(x[rows], t[heard], here, heard[heard], some, (left[0][heard], there))
         return F
 
     def ask(self, x_in: Tensor, told: Tensor, **condition: Tensor) -> Tensor:
@@ -96,11 +110,19 @@ class Denoiser(nn.Module):
             raise ArgumentError(f"the network answers {tuple(F.shape)} to x of {tuple(x_in.shape)}; they must be alike")
         return F
 
-    def rows(self, times: Tensor, leaving: Tensor | None = None, asked: Tensor | None = None) -> list[Row]:
+    def rows(
+        self,
+        times: Tensor,
+        leaving: Tensor | None = None,
+        asked: Tensor | None = None,
+        clock: Clock | None = None,
+    ) -> list[Row]:
         """What a solver needs at each of `times`, float64 (n,), as Python floats, all computed at once on the CPU.
 
         `leaving` are the times that the steps of these stages leave; by default each time itself. `asked`, bool (n,),
         tells where the network is asked; elsewhere, as where a step arrives at data, the row has no coefficients (NaN).
+        `clock` is the variable in which the solver steps; by default the process's own. A time within a relative 1e-9
+        above an edge counts as on it: so far off comes an edge back through `Rescaled`.
         """
         times = check_times(times, self.process.end).cpu()
         leaving = times if leaving is None else leaving.to(times)
@@ -110,9 +132,12 @@ class Denoiser(nn.Module):
         at = Level(*(value[here] for value in level))
         told = self.conditioning.stage(times[here], at, leaving[here], self.process(leaving[here].to(torch.float64)))
         known = (*self.parameterization.coefficients(at), self.parameterization.input_scale(at), told.to(torch.float64))
-        clock = self.process.clock
+        clock = clock or self.process.clock
+        edges = t.new_tensor(self.conditioning.edges(self.process))
+        left = leaving.to(t) * (1 - 1e-9)  # the rounding that the docstring states
         columns = (
             *(t, *level, *(torch.full_like(t, torch.nan).masked_scatter(here, value) for value in known)),
             *(clock.u(t), *clock.slopes(t), self.process.drift(t), self.process.diffusion2(t)),
+            (left[:, None] > edges).sum(1),
         )
         return [Row(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]

@@ -45,7 +45,8 @@ class Row(NamedTuple):
     """One network evaluation of a solver, as Python floats: everything that depends on the time alone.
 
     `clock` is u(t), `alpha_slope` and `sigma_slope` are the derivatives in u; `f` and `g2` are drift and squared
-    diffusion of dx = f x dt + g dw; `condition` is the number that the network is told.
+    diffusion of dx = f x dt + g dw; `condition` is the number that the network is told, `cell` counts the times below
+    that of the step's beginning at which the condition jumps.
     """
 
     t: float
@@ -62,6 +63,7 @@ class Row(NamedTuple):
     sigma_slope: float
     f: float
     g2: float
+    cell: int = 0
 
 
 def expand(value: Tensor, x: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError, NumericalError
 from nearzero.grid import Grid
-from nearzero.level import Row
-from nearzero.solvers import Solver
+from nearzero.level import Row, expand
+from nearzero.process import Clock
+from nearzero.solvers import Evaluate, Solver, begin, plan
 
 
 class State(NamedTuple):
@@ -26,8 +27,9 @@ class State(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A step's rows: where it leaves, where it arrives, the stages between."""
+    """A step: its solver, where it leaves, where it arrives, the stages between."""
 
+    solver: Solver
     row_t: Row
     row_s: Row
     inner: list[Row]
@@ -39,8 +41,9 @@ def sample(
     *,
     solver: Solver,
     grid: Grid,
-    steps: int,
     seeds: Sequence[int],
+    steps: int | None = None,
+    nfe: int | None = None,
     condition: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -48,17 +51,17 @@ def sample(
 ) -> Tensor:
     """One sample for each seed, (len(seeds), *shape), without gradients.
 
-    Seed i's own CPU generator draws the first noise, times sigma at the grid's first time, then one tensor for each
-    step that adds noise: image i depends on seeds[i] and on nothing else, whatever the batch. `steps` counts the
-    grid's intervals, `condition` holds tensors with one entry for each seed, `dtype` is torch's default unless given,
-    `device` the network's, `batch` how many samples run at once (all).
-    Raises ArgumentError for bad arguments and NumericalError, with the time, where a sample stops being finite.
+    Seed i's own CPU generator draws the first noise, times sigma at the grid's first time, then what each step that
+    adds noise asks for: image i depends on seeds[i] and on nothing else, whatever the batch. `steps` counts the
+    grid's intervals; `nfe`, in its place, counts network evaluations. `condition` holds tensors with one entry for
+    each seed, `dtype` is torch's default unless given, `device` the network's, `batch` how many samples run at once
+    (all). Raises ArgumentError for bad arguments and NumericalError, with the time, where a sample stops being finite.
 
     >>> denoiser = Denoiser(Zero(), LinearVP(), Epsilon(), Time())
     >>> sample(denoiser, (1, 8, 8), solver=DDIM(), grid=UniformGrid(), steps=4, seeds=range(3)).shape
     torch.Size([3, 1, 8, 8])
     """
-    chunks = _chunks(denoiser, shape, solver, grid, steps, seeds, condition, dtype, device, batch)
+    chunks = _chunks(denoiser, shape, solver, grid, steps, nfe, seeds, condition, dtype, device, batch)
     return torch.cat([_last(path).x for path in chunks])
 
 
@@ -68,15 +71,16 @@ def trajectory(
     *,
     solver: Solver,
     grid: Grid,
-    steps: int,
     seeds: Sequence[int],
+    steps: int | None = None,
+    nfe: int | None = None,
     condition: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     batch: int | None = None,
 ) -> list[State]:
     """The whole path of `sample`, with its arguments: steps + 1 states, the first noise, the last the samples."""
-    chunks = _chunks(denoiser, shape, solver, grid, steps, seeds, condition, dtype, device, batch)
+    chunks = _chunks(denoiser, shape, solver, grid, steps, nfe, seeds, condition, dtype, device, batch)
     columns = zip(*(list(path) for path in chunks), strict=True)
     return [State(torch.cat([state.x for state in column]), column[0].t) for column in columns]
 
@@ -90,7 +94,8 @@ def _chunks(
     shape: Sequence[int],
     solver: Solver,
     grid: Grid,
-    steps: int,
+    steps: int | None,
+    nfe: int | None,
     seeds: Sequence[int],
     condition: Mapping[str, Tensor] | None,
     dtype: torch.dtype | None,
@@ -99,7 +104,12 @@ def _chunks(
 ) -> Iterator[Iterator[State]]:
     seeds = [_seed(seed) for seed in seeds]
     _check(seeds, condition, batch)
-    plan = _plan(denoiser, solver, grid(steps, denoiser.process))
+    if (steps is None) == (nfe is None):
+        raise ArgumentError("give either steps, the intervals of the grid, or nfe, the number of network evaluations")
+    solvers = None if nfe is None else plan(solver, nfe)
+    count = steps if solvers is None else len(solvers)
+    times = grid(count, denoiser.process)  # pyright: ignore[reportArgumentType]
+    path = _rows(denoiser, solvers or [solver] * (len(times) - 1), times)
     parameter = next(denoiser.parameters(), None)
     device = torch.device(device or ("cpu" if parameter is None else parameter.device))
     dtype = dtype or torch.get_default_dtype()
@@ -107,7 +117,7 @@ def _chunks(
     for start in range(0, len(seeds), size):
         chosen = slice(start, start + size)
         told = {name: value[chosen].to(device) for name, value in (condition or {}).items()}
-        yield _path(denoiser, solver, plan, tuple(shape), seeds[chosen], told, dtype, device)
+        yield _path(denoiser, path, tuple(shape), seeds[chosen], told, dtype, device)
 
 
 def _seed(value: object) -> int:
@@ -133,29 +143,64 @@ def _check(seeds: list[int], condition: Mapping[str, Tensor] | None, batch: int 
             )
 
 
-def _plan(denoiser: Denoiser, solver: Solver, times: Tensor) -> list[_Step]:
+def _rows(denoiser: Denoiser, solvers: list[Solver], times: Tensor) -> list[_Step]:
     """Every row of every step, from one vectorised call: schedule arithmetic happens once."""
+    stops, process = times.tolist(), denoiser.process
+    ready = {id(solver): begin(solver, len(solvers)) for solver in solvers}
     steps = [
-        (t, *solver.stages(t, s, denoiser.process), s) for t, s in zip(times.tolist(), times[1:].tolist(), strict=False)
+        (t, *ready[id(solver)].stages(t, s, process), s)
+        for solver, t, s in zip(solvers, stops, stops[1:], strict=False)
     ]
     flat = torch.tensor([stage for step in steps for stage in step], dtype=torch.float64)
     leaving = torch.tensor([step[0] for step in steps for _ in step], dtype=torch.float64)
+    clock = getattr(solvers[0], "clock", None)
     try:
-        rows = iter(denoiser.rows(flat, leaving))
+        rows = iter(denoiser.rows(flat, leaving, None, clock))
     except ArgumentError:  # at the last time, which is data, the network need not be asked
-        rows = iter(denoiser.rows(flat, leaving, torch.arange(len(flat)) < len(flat) - 1))
-    plan = []
-    for step in steps:
+        rows = iter(denoiser.rows(flat, leaving, torch.arange(len(flat)) < len(flat) - 1, clock))
+    path = []
+    for solver, step in zip(solvers, steps, strict=True):
         row_t, *inner, row_s = (next(rows) for _ in step)
-        plan.append(_Step(row_t, row_s, inner))
-    return plan
+        path.append(_Step(solver, row_t, row_s, inner))
+    return path
+
+
+class _Network(Evaluate):
+    """The denoiser, asked at rows."""
+
+    def __init__(self, denoiser: Denoiser, clock: Clock | None, condition: Mapping[str, Tensor]) -> None:
+        self.denoiser = denoiser
+        self.clock = clock or denoiser.process.clock
+        self.condition = condition
+        self.told: dict[float, Tensor] = {}
+
+    def tell(self, path: list[_Step], count: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Makes, before the loop, every condition that a path tells to `count` examples."""
+        rows = [row for step in path for row in (step.row_t, step.row_s, *step.inner)]
+        told = {row.condition for row in rows}
+        self.told = {c: torch.full((count,), c, dtype=dtype, device=device) for c in told}
+
+    def __call__(self, x: Tensor, row: Row) -> Tensor:
+        if row.B == row.D == 0:
+            return torch.zeros_like(x)  # nothing that the network says is heard
+        if math.isnan(row.condition):
+            axes = self.denoiser.parameterization, self.denoiser.conditioning
+            names = " or ".join(type(axis).__name__ for axis in axes)
+            raise ArgumentError(f"this solver asks the network at t = {row.t:g}, where {names} does not exist")
+        x_in = x if row.input_scale == 1 else x * row.input_scale
+        return self.denoiser.ask(x_in, self.told[row.condition], **self.condition)
+
+    def slope(self, x: Tensor, u: Tensor, leaving: Row) -> Tensor:
+        t = self.clock.t(u)
+        F, _, (A, B, C, D) = self.denoiser.stage(x, t, leaving.t, **self.condition)
+        alpha, sigma = self.clock.slopes(t)
+        return expand(alpha * A + sigma * C, x) * x + expand(alpha * B + sigma * D, x) * F
 
 
 @torch.no_grad()
 def _path(
     denoiser: Denoiser,
-    solver: Solver,
-    plan: list[_Step],
+    path: list[_Step],
     shape: tuple[int, ...],
     seeds: list[int],
     condition: Mapping[str, Tensor],
@@ -169,31 +214,26 @@ def _path(
             device
         )
 
-    rows = [row for step in plan for row in (step.row_t, step.row_s, *step.inner)]
-    told = {c: torch.full((len(seeds),), c, dtype=dtype, device=device) for c in {row.condition for row in rows}}
-    names = f"{type(denoiser.parameterization).__name__} or {type(denoiser.conditioning).__name__}"
+    def noise(count: int) -> Tensor | None:
+        return None if count == 0 else draw() if count == 1 else torch.stack([draw() for _ in range(count)])
 
-    def evaluate(x: Tensor, row: Row) -> Tensor:
-        if row.B == row.D == 0:
-            return torch.zeros_like(x)  # nothing that the network says is heard
-        if math.isnan(row.condition):
-            raise ArgumentError(f"this solver asks the network at t = {row.t:g}, where {names} does not exist")
-        x_in = x if row.input_scale == 1 else x * row.input_scale
-        return denoiser.ask(x_in, told[row.condition], **condition)
-
-    x = draw() * plan[0].row_t.sigma
-    yield State(x, plan[0].row_t.t)
+    network = _Network(denoiser, getattr(path[0].solver, "clock", None), condition)
+    network.tell(path, len(seeds), dtype, device)
+    ready = {id(step.solver): begin(step.solver, len(path)) for step in path}
+    x = draw() * path[0].row_t.sigma
+    yield State(x, path[0].row_t.t)
     finite = []
-    for row_t, row_s, inner in plan:
-        x = solver.step(evaluate, x, row_t, row_s, draw() if solver.noisy(row_t, row_s) else None, inner)
+    for chosen, row_t, row_s, inner in path:
+        solver = ready[id(chosen)]
+        x = solver.step(network, x, row_t, row_s, noise(int(solver.noisy(row_t, row_s))), inner)
         finite.append(x.isfinite().all())  # read once, at the end: a device need not wait for it at every step
         yield State(x, row_s.t)
-    _check_finite(torch.stack(finite).tolist(), plan)
+    _check_finite(torch.stack(finite).tolist(), path)
 
 
-def _check_finite(finite: list[bool], plan: list[_Step]) -> None:
+def _check_finite(finite: list[bool], path: list[_Step]) -> None:
     if not all(finite):
-        row_t, row_s, _ = plan[finite.index(False)]
+        _, row_t, row_s, _ = path[finite.index(False)]
         raise NumericalError(
             f"samples stop being finite on the step from t = {row_t.t:g} to {row_s.t:g}; "
             "check the network's weights at that time"

@@ -2,29 +2,46 @@
 
 A solver sees the network only through `evaluate(x, row) -> F` and the schedule only through rows of Python floats,
 so a step is a few fused tensor operations. F may be x itself: a step never writes into x or F.
+
+Beside the three methods of `Solver`, which every solver has, one may have
+
+* `clock`, a `Clock` in which it steps instead of the process's own;
+* `begin(steps) -> Solver`: the solver for one path of that many steps, which may know their number and remember;
+* `plan(nfe) -> list of Solver`: one for each interval of the grid, which together ask the network `nfe` times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from nearzero.errors import ArgumentError
 from nearzero.level import Row
 
-Evaluate = Callable[[Tensor, Row], Tensor]
+
+class Evaluate(Protocol):
+    """The network, as a solver sees it."""
+
+    def __call__(self, x: Tensor, row: Row) -> Tensor:
+        """Its answer F to x (B, ...) at one time for all, shaped like x."""
+        ...
+
+    def slope(self, x: Tensor, u: Tensor, leaving: Row) -> Tensor:
+        """dx/du, shaped like x, at clock readings u, float64 (B,), in a step that leaves this row."""
+        ...
 
 
 class Solver(Protocol):
     """How to step."""
 
     def stages(self, t: float, s: float, process: Any) -> tuple[float, ...]:
-        """The times strictly inside the step at which the network is called too; none for one-stage solvers."""
+        """The times other than t and s at which the network is called too; none for one-stage solvers."""
         ...
 
-    def noisy(self, row_t: Row, row_s: Row) -> bool:
-        """Whether this step adds noise: then it is given one standard normal tensor, otherwise None."""
+    def noisy(self, row_t: Row, row_s: Row) -> int:
+        """How many standard normal tensors this step is given: none is None, one is like x, n > 1 are (n, *x.shape)."""
         ...
 
     def step(
@@ -32,6 +49,23 @@ class Solver(Protocol):
     ) -> Tensor:
         """x at time s from x at time t; `inner` are the rows of `stages`."""
         ...
+
+
+def begin(solver: Any, steps: int) -> Solver:
+    """The solver for one path of `steps` steps: itself, unless it has to know how many, or to remember."""
+    return solver.begin(steps) if hasattr(solver, "begin") else solver
+
+
+def plan(solver: Any, nfe: int) -> list[Solver]:
+    """One solver for each interval of a grid, which together ask the network at most `nfe` times.
+
+    Raises ArgumentError for less than 1, and for a solver whose steps have no fixed cost.
+    """
+    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
+        raise ArgumentError(f"nfe counts network evaluations: at least 1, got {nfe}")
+    if not hasattr(solver, "plan"):
+        raise ArgumentError(f"{type(solver).__name__} has no plan for {nfe} network evaluations; give steps")
+    return solver.plan(nfe)
 
 
 def mix(x: Tensor, F: Tensor, row: Row, c_x0: float, c_eps: float) -> Tensor:

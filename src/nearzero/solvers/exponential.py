@@ -45,7 +45,7 @@ class DDIM:
         """None."""
         return ()
 
-    def noisy(self, row_t: Row, row_s: Row) -> bool:
+    def noisy(self, row_t: Row, row_s: Row) -> int:
         """With eta > 0, but for the last step."""
         return self.eta > 0 and row_s.sigma > 0
 

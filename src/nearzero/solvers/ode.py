@@ -26,7 +26,7 @@ class Euler:
         """None."""
         return ()
 
-    def noisy(self, row_t: Row, row_s: Row) -> bool:
+    def noisy(self, row_t: Row, row_s: Row) -> int:
         """Never."""
         return False
 
@@ -50,7 +50,7 @@ class Heun:
         """None strictly inside: the second is at s."""
         return ()
 
-    def noisy(self, row_t: Row, row_s: Row) -> bool:
+    def noisy(self, row_t: Row, row_s: Row) -> int:
         """Never."""
         return False
 

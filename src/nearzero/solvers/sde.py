@@ -41,7 +41,7 @@ class Ancestral:
         """None."""
         return ()
 
-    def noisy(self, row_t: Row, row_s: Row) -> bool:
+    def noisy(self, row_t: Row, row_s: Row) -> int:
         """At every step but the last."""
         return row_s.sigma > 0
 
