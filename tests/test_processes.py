@@ -458,12 +458,24 @@ def test_a_vp_clock_reads_the_angle(process):
             assert_close(process.clock.u(f64(t)).item(), exact, 1e-12, what=f"t = {t}")
 
 
-@every(PLAIN)
+@every({name: process for name, process in PLAIN.items() if name != "SongVE"})
 def test_other_clocks_read_the_time(process):
     """u = t, bit by bit, and back."""
     t = f64(times(process))
     assert torch.equal(process.clock.u(t), t)
     assert torch.equal(process.clock.t(t), t)
+
+
+def test_the_clock_of_the_variance_exploding_sde_reads_the_noise():
+    """u = sqrt(t), bit by bit, and back to a relative 1e-12, with slopes (0, 1), t = 0 included; below 0 and beyond the end is refused."""
+    process, t = nz.SongVE(), f64(times(nz.SongVE()))
+    assert torch.equal(process.clock.u(t), t.sqrt())
+    assert torch.allclose(process.clock.t(t.sqrt()), t, rtol=1e-12, atol=0)
+    assert [slope.tolist() for slope in process.clock.slopes(f64([0.0, 1.0]))] == [[0, 0], [1, 1]]
+    with pytest.raises(ArgumentError, match="between data"):
+        process.clock.t(f64([-1.0]))
+    with pytest.raises(ArgumentError, match="between data"):
+        process.clock.t(f64([100.0001]))
 
 
 @every(ALL)
@@ -498,7 +510,8 @@ def test_clock_slopes_are_derivatives_in_the_clock(process):
     """slopes = (d alpha / du, d sigma / du) to relative 1e-9, as quotients of derivatives in t."""
     for t in inside(process):
         with digits(t):
-            speed = derivative(exact_angle, process, t) if process in ANGLE.values() else 1
+            clock = exact_angle if process in ANGLE.values() else noise if process == nz.SongVE() else None
+            speed = derivative(clock, process, t) if clock else 1
             exact = [derivative(y, process, t) / speed for y in (signal, noise)]
             for mine, slope in zip(process.clock.slopes(f64(t)), exact, strict=True):
                 assert_close(mine.item(), slope, 1e-9 + cost(process, t), what=f"t = {t}")
@@ -506,7 +519,7 @@ def test_clock_slopes_are_derivatives_in_the_clock(process):
 
 @pytest.mark.parametrize("name", ALL)
 def test_clock_slopes_at_the_ends(name):
-    """At both ends the slopes are the limits: (0, 1) and (-sigma, alpha) in angles; sqrt(t) alone has none at t = 0."""
+    """At both ends the slopes are the limits: (0, 1) and (-sigma, alpha) in angles, (0, 1) in sigma."""
     process = ALL[name]
     start, end = (torch.stack(process.clock.slopes(f64(t))).tolist() for t in (0.0, process.end))
     if name in ANGLE:
@@ -521,11 +534,52 @@ def test_clock_slopes_at_the_ends(name):
         "SubVP": ([-0.05, 0.1], [-10 * a, 20 * a**2]),
         "SubVP, beta_min 0": ([0, 0], [-10 * b, 20 * b**2]),
         "StraightPath": ([-1, 1], [-1, 1]),
-        "SongVE": ([0, math.inf], [0, 1 / 200]),
+        "SongVE": ([0, 1], [0, 1]),
         "KarrasVE": ([0, 1], [0, 1]),
     }
     assert start == pytest.approx(limits[name][0], rel=1e-12, abs=0)
     assert end == pytest.approx(limits[name][1], rel=1e-12, abs=0)
+
+
+@law
+@given(end=st.floats(1e-3, 1e6), part=parts)
+def test_a_float32_noise_level_is_read_back(end, part):
+    """Whatever the end, u(t) of a legal float32 time t is a legal reading, the end's too, and t(u) is t to a relative 1e-6."""
+    process = nz.SongVE(end)
+    t = torch.tensor([end, end * part], dtype=torch.float32)
+    t = t[(t <= end) & (t >= 1e-30)]
+    back = process.clock.t(process.clock.u(t))
+    assert bool((back <= end).all())
+    torch.testing.assert_close(back, t, rtol=1e-6, atol=0)
+
+
+def test_the_square_root_has_no_slope_in_time_at_zero():
+    """In its own time SongVE's sigma = sqrt(t) has slopes (0, inf) at 0, (0, 1 / 200) at 10,000: why its clock is sigma."""
+    slopes = torch.stack(nz.Itself(nz.SongVE()).slopes(f64([0.0, 1e4]))).T.tolist()
+    assert slopes == [[0, math.inf], [0, 1 / 200]]
+
+
+def test_sigma_is_the_time_of_edms_process():
+    """Over KarrasVE the clocks Itself and NoiseLevel are one, bit by bit."""
+    process, t = nz.KarrasVE(), f64(times(nz.KarrasVE()))
+    a, b = nz.Itself(process), nz.NoiseLevel(process)
+    assert torch.equal(a.u(t), b.u(t)) and all(map(torch.equal, a.slopes(t), b.slopes(t)))
+    assert torch.allclose(a.t(t), b.t(t), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("clock", "process"),
+    [
+        *((nz.Angle, process) for process in PLAIN.values()),
+        *((nz.Itself, process) for process in ANGLE.values()),
+        *((nz.NoiseLevel, process) for process in ALL.values() if process not in (nz.SongVE(), nz.KarrasVE())),
+    ],
+    ids=lambda value: getattr(value, "__name__", repr(value)[:40]),
+)
+def test_a_clock_of_another_kind_of_process_is_refused(clock, process):
+    """Angle needs alpha^2 + sigma^2 = 1, Itself slopes in t, NoiseLevel alpha = 1: elsewhere the slopes would be wrong."""
+    with pytest.raises(ArgumentError, match=f"{clock.__name__} (is|needs)"):
+        clock(process)
 
 
 # ---- discrete processes

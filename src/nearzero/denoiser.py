@@ -10,6 +10,7 @@ from nearzero.errors import ArgumentError
 from nearzero.level import Coefficients, Estimate, Level, Row, check_times, expand
 from nearzero.parameterization import Parameterization
 from nearzero.process import Clock, Process
+from nearzero.process.base import reading
 
 
 class Denoiser(nn.Module):
@@ -126,18 +127,22 @@ class Denoiser(nn.Module):
         """
         times = check_times(times, self.process.end).cpu()
         leaving = times if leaving is None else leaving.to(times)
-        here = torch.ones(len(times), dtype=torch.bool) if asked is None else asked.cpu()
         t = times.to(torch.float64)
-        level = self.process(t)
-        at = Level(*(value[here] for value in level))
-        told = self.conditioning.stage(times[here], at, leaving[here], self.process(leaving[here].to(torch.float64)))
+        level, left_level = (
+            Level(*pair)
+            for pair in zip(*(v.chunk(2) for v in self.process(torch.cat([t, leaving.to(t)]))), strict=True)
+        )
+        here = slice(None) if asked is None else asked.cpu()
+        at, before = (Level(*(value[here] for value in one)) for one in (level, left_level))
+        told = self.conditioning.stage(times[here], at, leaving[here], before)
         known = (*self.parameterization.coefficients(at), self.parameterization.input_scale(at), told.to(torch.float64))
-        clock = clock or self.process.clock
+        if asked is not None:
+            known = (torch.full_like(t, torch.nan).masked_scatter(asked.cpu(), value) for value in known)
         edges = t.new_tensor(self.conditioning.edges(self.process))
         left = leaving.to(t) * (1 - 1e-9)  # the rounding that the docstring states
         columns = (
-            *(t, *level, *(torch.full_like(t, torch.nan).masked_scatter(here, value) for value in known)),
-            *(clock.u(t), *clock.slopes(t), self.process.drift(t), self.process.diffusion2(t)),
+            *(t, *level, *known),
+            *(*reading(clock or self.process.clock, t, level), self.process.drift(t), self.process.diffusion2(t)),
             (left[:, None] > edges).sum(1),
         )
         return [Row(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import operator
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nearzero.denoiser import Denoiser
-from nearzero.errors import ArgumentError, NumericalError
+from nearzero.errors import ArgumentError
 from nearzero.grid import Grid
-from nearzero.level import Row, expand
-from nearzero.process import Clock
-from nearzero.solvers import Evaluate, Solver, begin, plan
+from nearzero.path import Network, Step, begin_all, check_finite, plan_steps
+from nearzero.solvers import Solver, plan
 
 
 class State(NamedTuple):
@@ -24,15 +22,6 @@ class State(NamedTuple):
 
     x: Tensor
     t: float
-
-
-class _Step(NamedTuple):
-    """A step: its solver, where it leaves, where it arrives, the stages between."""
-
-    solver: Solver
-    row_t: Row
-    row_s: Row
-    inner: list[Row]
 
 
 def sample(
@@ -62,7 +51,7 @@ def sample(
     torch.Size([3, 1, 8, 8])
     """
     chunks = _chunks(denoiser, shape, solver, grid, steps, nfe, seeds, condition, dtype, device, batch)
-    return torch.cat([_last(path).x for path in chunks])
+    return torch.cat([_finish(chunk) for chunk in chunks])
 
 
 def trajectory(
@@ -80,13 +69,23 @@ def trajectory(
     batch: int | None = None,
 ) -> list[State]:
     """The whole path of `sample`, with its arguments: steps + 1 states, the first noise, the last the samples."""
-    chunks = _chunks(denoiser, shape, solver, grid, steps, nfe, seeds, condition, dtype, device, batch)
-    columns = zip(*(list(path) for path in chunks), strict=True)
-    return [State(torch.cat([state.x for state in column]), column[0].t) for column in columns]
+    walks: list[list[State]] = []
+    for chunk in _chunks(denoiser, shape, solver, grid, steps, nfe, seeds, condition, dtype, device, batch):
+        walks.append([])
+        _finish(chunk, walks[-1].append)
+    return [State(torch.cat([state.x for state in column]), column[0].t) for column in zip(*walks, strict=True)]
 
 
-def _last(path: Iterator[State]) -> State:
-    return deque(path, maxlen=1).pop()
+class _Chunk(NamedTuple):
+    """What runs at once: one path for several seeds."""
+
+    denoiser: Denoiser
+    steps: list[Step]
+    shape: tuple[int, ...]
+    seeds: list[int]
+    condition: Mapping[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
 
 
 def _chunks(
@@ -101,7 +100,7 @@ def _chunks(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
     batch: int | None,
-) -> Iterator[Iterator[State]]:
+) -> Iterator[_Chunk]:
     seeds = [_seed(seed) for seed in seeds]
     _check(seeds, condition, batch)
     if (steps is None) == (nfe is None):
@@ -109,7 +108,7 @@ def _chunks(
     solvers = None if nfe is None else plan(solver, nfe)
     count = steps if solvers is None else len(solvers)
     times = grid(count, denoiser.process)  # pyright: ignore[reportArgumentType]
-    path = _rows(denoiser, solvers or [solver] * (len(times) - 1), times)
+    path = plan_steps(denoiser, solvers or [solver] * (len(times) - 1), times)
     parameter = next(denoiser.parameters(), None)
     device = torch.device(device or ("cpu" if parameter is None else parameter.device))
     dtype = dtype or torch.get_default_dtype()
@@ -117,7 +116,7 @@ def _chunks(
     for start in range(0, len(seeds), size):
         chosen = slice(start, start + size)
         told = {name: value[chosen].to(device) for name, value in (condition or {}).items()}
-        yield _path(denoiser, path, tuple(shape), seeds[chosen], told, dtype, device)
+        yield _Chunk(denoiser, path, tuple(shape), seeds[chosen], told, dtype, device)
 
 
 def _seed(value: object) -> int:
@@ -143,98 +142,50 @@ def _check(seeds: list[int], condition: Mapping[str, Tensor] | None, batch: int 
             )
 
 
-def _rows(denoiser: Denoiser, solvers: list[Solver], times: Tensor) -> list[_Step]:
-    """Every row of every step, from one vectorised call: schedule arithmetic happens once."""
-    stops, process = times.tolist(), denoiser.process
-    ready = {id(solver): begin(solver, len(solvers)) for solver in solvers}
-    steps = [
-        (t, *ready[id(solver)].stages(t, s, process), s)
-        for solver, t, s in zip(solvers, stops, stops[1:], strict=False)
-    ]
-    flat = torch.tensor([stage for step in steps for stage in step], dtype=torch.float64)
-    leaving = torch.tensor([step[0] for step in steps for _ in step], dtype=torch.float64)
-    clock = getattr(solvers[0], "clock", None)
-    try:
-        rows = iter(denoiser.rows(flat, leaving, None, clock))
-    except ArgumentError:  # at the last time, which is data, the network need not be asked
-        rows = iter(denoiser.rows(flat, leaving, torch.arange(len(flat)) < len(flat) - 1, clock))
-    path = []
-    for solver, step in zip(solvers, steps, strict=True):
-        row_t, *inner, row_s = (next(rows) for _ in step)
-        path.append(_Step(solver, row_t, row_s, inner))
-    return path
+def _finish(chunk: _Chunk, visit: Callable[[State], None] | None = None) -> Tensor:
+    """The end of a path, finite; `visit` sees its every state.
 
+    What is not finite stays so: one look at the end suffices, and a device need not wait before. Only where it fails is
+    the path walked again, to say at which step. Raises NumericalError.
+    """
+    x, place = _walk(chunk, visit), itertools.count(-1)
 
-class _Network(Evaluate):
-    """The denoiser, asked at rows."""
+    def look(state: State) -> None:
+        i = next(place)
+        check_finite(state.x, chunk.steps[max(i, 0)])
 
-    def __init__(self, denoiser: Denoiser, clock: Clock | None, condition: Mapping[str, Tensor]) -> None:
-        self.denoiser = denoiser
-        self.clock = clock or denoiser.process.clock
-        self.condition = condition
-        self.told: dict[float, Tensor] = {}
-
-    def tell(self, path: list[_Step], count: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Makes, before the loop, every condition that a path tells to `count` examples."""
-        rows = [row for step in path for row in (step.row_t, step.row_s, *step.inner)]
-        told = {row.condition for row in rows}
-        self.told = {c: torch.full((count,), c, dtype=dtype, device=device) for c in told}
-
-    def __call__(self, x: Tensor, row: Row) -> Tensor:
-        if row.B == row.D == 0:
-            return torch.zeros_like(x)  # nothing that the network says is heard
-        if math.isnan(row.condition):
-            axes = self.denoiser.parameterization, self.denoiser.conditioning
-            names = " or ".join(type(axis).__name__ for axis in axes)
-            raise ArgumentError(f"this solver asks the network at t = {row.t:g}, where {names} does not exist")
-        x_in = x if row.input_scale == 1 else x * row.input_scale
-        return self.denoiser.ask(x_in, self.told[row.condition], **self.condition)
-
-    def slope(self, x: Tensor, u: Tensor, leaving: Row) -> Tensor:
-        t = self.clock.t(u)
-        F, _, (A, B, C, D) = self.denoiser.stage(x, t, leaving.t, **self.condition)
-        alpha, sigma = self.clock.slopes(t)
-        return expand(alpha * A + sigma * C, x) * x + expand(alpha * B + sigma * D, x) * F
+    if not bool(x.isfinite().all()):
+        _walk(chunk, look)
+        check_finite(x, chunk.steps[-1])  # a network that answers otherwise the second time
+    return x
 
 
 @torch.no_grad()
-def _path(
-    denoiser: Denoiser,
-    path: list[_Step],
-    shape: tuple[int, ...],
-    seeds: list[int],
-    condition: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Iterator[State]:
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def draw() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator, dtype=dtype) for generator in generators]).to(
-            device
-        )
-
-    def noise(count: int) -> Tensor | None:
-        return None if count == 0 else draw() if count == 1 else torch.stack([draw() for _ in range(count)])
-
-    network = _Network(denoiser, getattr(path[0].solver, "clock", None), condition)
-    network.tell(path, len(seeds), dtype, device)
-    ready = {id(step.solver): begin(step.solver, len(path)) for step in path}
-    x = draw() * path[0].row_t.sigma
-    yield State(x, path[0].row_t.t)
-    finite = []
-    for chosen, row_t, row_s, inner in path:
-        solver = ready[id(chosen)]
-        x = solver.step(network, x, row_t, row_s, noise(int(solver.noisy(row_t, row_s))), inner)
-        finite.append(x.isfinite().all())  # read once, at the end: a device need not wait for it at every step
-        yield State(x, row_s.t)
-    _check_finite(torch.stack(finite).tolist(), path)
+def _walk(chunk: _Chunk, visit: Callable[[State], None] | None) -> Tensor:
+    """The end of a path; `visit` sees its every state."""
+    generators = [torch.Generator().manual_seed(seed) for seed in chunk.seeds]
+    x = _draw(chunk, generators).mul_(chunk.steps[0].row_t.sigma)
+    network = Network(chunk.denoiser, chunk.steps, chunk.condition, x)
+    ready = begin_all([step.solver for step in chunk.steps])
+    if visit is not None:
+        visit(State(x, chunk.steps[0].row_t.t))
+    for step in chunk.steps:
+        solver = ready[id(step.solver)]
+        count = int(solver.noisy(step.row_t, step.row_s))
+        noise = None if count == 0 else _draw(chunk, generators) if count == 1 else _draws(chunk, generators, count)
+        x = solver.step(network, x, step.row_t, step.row_s, noise, step.inner)
+        if visit is not None:
+            visit(State(x, step.row_s.t))
+    return x
 
 
-def _check_finite(finite: list[bool], path: list[_Step]) -> None:
-    if not all(finite):
-        _, row_t, row_s, _ = path[finite.index(False)]
-        raise NumericalError(
-            f"samples stop being finite on the step from t = {row_t.t:g} to {row_s.t:g}; "
-            "check the network's weights at that time"
-        )
+def _draw(chunk: _Chunk, generators: list[torch.Generator]) -> Tensor:
+    """One standard normal tensor, each seed's part from its own generator."""
+    noise = torch.empty(len(generators), *chunk.shape, dtype=chunk.dtype)
+    for row, generator in zip(noise.view(len(generators), -1), generators, strict=True):
+        row.normal_(generator=generator)
+    return noise.to(chunk.device)
+
+
+def _draws(chunk: _Chunk, generators: list[torch.Generator], count: int) -> Tensor:
+    return torch.stack([_draw(chunk, generators) for _ in range(count)])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nearzero.errors import ArgumentError
 from nearzero.level import Level, check_times
+from nearzero.registry import register
 
 
 class Clock(Protocol):
@@ -152,16 +153,26 @@ def root_sigmoid(x: Tensor) -> Tensor:
     return torch.exp(torch.nn.functional.logsigmoid(x) / 2)
 
 
+def reading(clock: Clock, t: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
+    """(u, d alpha / du, d sigma / du) at times t with this level, which some clocks need not compute again."""
+    known = getattr(clock, "of", None)
+    return (clock.u(t), *clock.slopes(t)) if known is None else known(level)
+
+
+@register
 @dataclass(frozen=True)
 class Angle:
     """The clock u = atan2(sigma, alpha) of a VP process: dx/du is the velocity, bounded at both ends."""
 
     process: VP
 
+    def __post_init__(self) -> None:
+        if isinstance(self.process, Plain):
+            raise ArgumentError(f"Angle is the clock of variance-preserving processes; use Itself({self.process})")
+
     def u(self, t: Tensor) -> Tensor:
         """The angle at time t, in radians: 0 at the data."""
-        alpha, sigma = self.process(check_times(t, self.process.end).to(torch.float64))
-        return torch.atan2(sigma, alpha).to(t.dtype)
+        return self.of(self.process(check_times(t, self.process.end).to(torch.float64)))[0].to(t.dtype)
 
     def t(self, u: Tensor) -> Tensor:
         """The time of an angle in radians. Raises ArgumentError outside [0, pi / 2]; beyond the last it is the end."""
@@ -173,15 +184,24 @@ class Angle:
 
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(d alpha / du, d sigma / du) = (-sigma, alpha)."""
-        alpha, sigma = self.process(t)
-        return -sigma, alpha  # (3)
+        return self.of(self.process(t))[1:]
+
+    def of(self, level: Level) -> tuple[Tensor, Tensor, Tensor]:
+        """(u, d alpha / du, d sigma / du) where the level is known."""
+        alpha, sigma = level
+        return torch.atan2(sigma, alpha), -sigma, alpha  # (3)
 
 
+@register
 @dataclass(frozen=True)
 class Itself:
     """The clock u = t, of a process that is not variance-preserving."""
 
     process: Plain
+
+    def __post_init__(self) -> None:
+        if isinstance(self.process, VP):
+            raise ArgumentError(f"Itself needs a process with slopes in t; use Angle({self.process})")
 
     def u(self, t: Tensor) -> Tensor:
         """t. Raises ArgumentError outside [0, end]."""
@@ -197,14 +217,42 @@ class Itself:
         return alpha.to(t.dtype), sigma.to(t.dtype)
 
 
+@register
+@dataclass(frozen=True)
+class NoiseLevel:
+    """The clock u = sigma, of a variance-exploding process (alpha = 1): EDM's choice."""
+
+    process: Plain
+
+    def __post_init__(self) -> None:
+        if self.process(torch.tensor(self.process.end, dtype=torch.float64)).alpha != 1:
+            raise ArgumentError(f"NoiseLevel needs alpha = 1, as of KarrasVE or SongVE; got {self.process}")
+
+    def u(self, t: Tensor) -> Tensor:
+        """sigma at time t."""
+        return self.process(t).sigma
+
+    def t(self, u: Tensor) -> Tensor:
+        """The time of a noise level. Raises ArgumentError outside [0, the end's]."""
+        last = self.u(u.new_tensor(self.process.end))  # in u's own rounding
+        if not bool(((u >= 0) & (u <= last)).all()):
+            raise ArgumentError(f"a noise level between data (0) and noise ({last:g}) was expected, got {u.tolist()}")
+        return self.process.time_of_logsnr(-2 * u.to(torch.float64).log()).to(u.dtype)
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(d alpha / d sigma, d sigma / d sigma) = (0, 1)."""
+        check_times(t, self.process.end)
+        return torch.zeros_like(t), torch.ones_like(t)
+
+
 class Plain(Base):
-    """A process whose clock is t."""
+    """A process that is not variance-preserving; its clock is t unless it names another."""
 
     @abstractmethod
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(d alpha / dt, d sigma / dt)."""
 
     @property
-    def clock(self) -> Itself:
+    def clock(self) -> Itself | NoiseLevel:
         """t."""
         return Itself(self)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nearzero.errors import ArgumentError
 from nearzero.level import Level
-from nearzero.process.base import Plain
+from nearzero.process.base import NoiseLevel, Plain
 from nearzero.process.vp import LinearVP, check_betas
 from nearzero.registry import register
 
@@ -138,6 +138,11 @@ class SongVE(Plain):
     def time_of_log_ratio(self, q: Tensor) -> Tensor:
         """sigma^2."""
         return torch.exp(2 * q)
+
+    @property
+    def clock(self) -> NoiseLevel:
+        """sigma: in t the path has an infinite slope at 0, and a step to 0 would leave half of the noise."""
+        return NoiseLevel(self)
 
 
 @register

@@ -6,12 +6,15 @@ so a step is a few fused tensor operations. F may be x itself: a step never writ
 Beside the three methods of `Solver`, which every solver has, one may have
 
 * `clock`, a `Clock` in which it steps instead of the process's own;
+* `inner_times(t, s, process) -> Tensor`: the stages of many steps at once, which is faster: of steps from t to s, both
+  float64 (n,), the times (n, k), NaN where a step has no such stage;
 * `begin(steps) -> Solver`: the solver for one path of that many steps, which may know their number and remember;
 * `plan(nfe) -> list of Solver`: one for each interval of the grid, which together ask the network `nfe` times.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -54,6 +57,14 @@ class Solver(Protocol):
 def begin(solver: Any, steps: int) -> Solver:
     """The solver for one path of `steps` steps: itself, unless it has to know how many, or to remember."""
     return solver.begin(steps) if hasattr(solver, "begin") else solver
+
+
+def all_stages(solver: Any, t: Tensor, s: Tensor, process: Any) -> list[tuple[float, ...]]:
+    """The stages of each step from t to s, both float64 (n,)."""
+    if not hasattr(solver, "inner_times"):
+        return [solver.stages(a, b, process) for a, b in zip(t.tolist(), s.tolist(), strict=True)]
+    rows = solver.inner_times(t, s, process).tolist()
+    return [tuple(time for time in row if not math.isnan(time)) for row in rows]
 
 
 def plan(solver: Any, nfe: int) -> list[Solver]:
