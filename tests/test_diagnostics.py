@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nearzero as nz
+from nearzero.diagnostics.probe import Timesteps
 from nearzero.errors import ArgumentError, NumericalError
 from nearzero.randomness import probe_generator
 
@@ -217,8 +218,42 @@ def test_the_exponent_of_a_power_law(p, factor, first, ratio):
     """K = factor m^-p at the geometric means m of the pairs has exponent p, for every p and factor."""
     times = first * ratio ** torch.arange(6, dtype=F64)
     value = factor * (times[:-1] * times[1:]).sqrt() ** -p
-    curve = nz.LipschitzCurve(times[:-1], value, value, times[1:], 1e-3)
+    curve = nz.LipschitzCurve(times[:-1], value, value, times[1:], Timesteps(nz.LinearVP()))
     assert curve.exponent == pytest.approx(p, abs=1e-9)
+
+
+# Timesteps
+
+
+@pytest.mark.parametrize(
+    "process", [nz.LinearVP(), nz.DiscreteVP.linear(250), nz.KarrasVE(), nz.SongVE(), nz.StraightPath()], ids=str
+)
+def test_timesteps_are_numbered_from_one(process):
+    """number(times()[k]) = k + 1 to a relative 1e-9, 0 at t = 0, increasing in between; the last time is the end."""
+    steps = Timesteps(process)
+    t = steps.times()
+    close(steps.number(t), torch.arange(1.0, steps.count + 1))
+    between = torch.cat([t.new_zeros(1), t[:1] / 2, (t[1:] + t[:-1]) / 2])
+    assert steps.number(between)[0] == 0 and bool((steps.number(between).diff() > 0).all())
+    assert t[-1] == process.end and len(steps.spread(25)) <= 25
+
+
+@pytest.mark.parametrize("process", [nz.KarrasVE(), nz.SongVE(6400.0), nz.KarrasVE(end=8.0)], ids=str)
+def test_timesteps_of_exploding_noise_are_equal_in_log_sigma(process):
+    """1000 levels from 1/40,000 of the last sigma, 0.002 of 80 as in EDM, each larger by the same factor."""
+    sigma = process(Timesteps(process).times()).sigma
+    close(sigma[-1] / sigma[0], 40_000.0)
+    close(sigma[1:] / sigma[:-1], torch.full((999,), 40_000 ** (1 / 999), dtype=F64))
+
+
+def test_a_diagnosis_of_edm_sees_low_noise():
+    """Over KarrasVE the first probe lies at sigma 0.002; K of log sigma, of data at points, is bounded in both its ends."""
+    data = nz.PointCloud(torch.linspace(-1, 1, 8, dtype=F64)[:, None].expand(8, 16).contiguous())
+    denoiser = data.denoiser(nz.KarrasVE(), nz.Karras())
+    found = nz.diagnose(denoiser, data.sample(16, torch.Generator().manual_seed(0)), every=25)
+    assert found.lipschitz.times[0].item() == pytest.approx(0.002)
+    assert found.summary()["max_at_timestep"] < 200 and found.lipschitz.value.isfinite().all()
+    assert "1000 noise levels" in found.unit
 
 
 # The definition
@@ -351,13 +386,13 @@ def test_sharing_spreads_no_change_away():
 def test_what_a_curve_answers():
     """total_variation = sum K dt in timesteps, max the largest K, per_unit_time = K / timestep; between takes (start, end] of first times."""
     columns = [torch.tensor(v, dtype=F64) for v in ([0.1, 0.2, 0.4], [3.0, 1.0, 2.0], [0.3, 0.1, 0.2], [0.2, 0.4, 0.7])]
-    curve = nz.LipschitzCurve(*columns, timestep=0.01)
+    curve = nz.LipschitzCurve(*columns, steps=Timesteps(nz.DiscreteVP.linear(100)))
     assert curve.total_variation == pytest.approx(3 * 10 + 1 * 20 + 2 * 30)
     assert curve.max == 3
     close(curve.per_unit_time, [300.0, 100.0, 200.0])
     part = curve.between(0.1, 0.4)
     assert [part.times.tolist(), part.value.tolist()] == [[0.2, 0.4], [1.0, 2.0]]
-    assert [part.stderr.tolist(), part.until.tolist(), part.timestep] == [[0.1, 0.2], [0.4, 0.7], 0.01]
+    assert [part.stderr.tolist(), part.until.tolist(), part.steps] == [[0.1, 0.2], [0.4, 0.7], curve.steps]
     assert part.max == 2 and part.total_variation == pytest.approx(80)
     with pytest.raises(ArgumentError, match=r"\(0\.4, 0\.9\]"):
         curve.between(0.4, 0.9)

@@ -22,6 +22,7 @@ from matplotlib.colors import to_hex, to_rgb
 import nearzero as nz
 from conftest import pictures, tree
 from nearzero.diagnostics.lipschitz import LipschitzCurve
+from nearzero.diagnostics.probe import Timesteps
 from nearzero.errors import DiskError
 from nearzero.files import png
 from nearzero.report import diagnosis, figures
@@ -479,7 +480,7 @@ def curve_of(values, start=0, stderr=0.0):
     """K at the timesteps from `start` on, of 1000."""
     k = torch.arange(start, start + len(values), dtype=F64)
     value = torch.tensor(values, dtype=F64)
-    return LipschitzCurve((k + 1) / 1000, value, stderr * value, (k + 2) / 1000, 0.001)
+    return LipschitzCurve((k + 1) / 1000, value, stderr * value, (k + 2) / 1000, Timesteps(nz.LinearVP()))
 
 
 def lines(axes, color):

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import nearzero as nz
+from conftest import tree
 from nearzero.cli import run
+from nearzero.diagnostics import ledger
 from nearzero.diagnostics.schedule import examine
+from nearzero.diagnostics.theory import target_exponent, target_rates
 from nearzero.errors import ArgumentError
 from nearzero.oracle.base import Exact, ExactShared
 from nearzero.recipes import RECIPES, named
@@ -347,13 +350,18 @@ def test_time_is_shared_by_the_number_of_times_in_a_cell():
 SINGULAR_RECIPES = {
     *("ddpm", "etsdm", "ddpm_continuous", "etsdm_continuous", "ddpm_quadratic", "ddpm_cosine"),
     *("ddpm_zero_terminal_snr", "ddpm_v", "ddpm_regularized", "remap", "ddpmpp", "ddpmpp_elbo", "soft_truncation"),
-    *("vp", "ve", "iddpm"),
+    *("vp", "ve", "iddpm", "edm_a_vp", "edm_a_ve", "edm_b_vp", "edm_b_ve", "edm_c_vp", "edm_c_ve"),
+    *("remap_sampling", "remap_training", "remap_both"),
+    *("remap_sigmoid", "remap_sigmoid_sampling", "remap_sigmoid_training", "remap_sigmoid_both"),
 }
 REGULAR_RECIPES = {
     *("ddpm_cosine_shift", "modified_linear", "modified_quadratic", "modified_cosine", "full", "full_w"),
-    *("edm", "edm_shared"),
+    *("edm", "edm_shared", "edm_d_vp", "edm_d_ve", "edm_e", "edm_uncertainty", "full_centred", "full_uncentred"),
 }
-SILENT = {"ddpm_cosine_shift", "ddpm_zero_terminal_snr", "modified_cosine", "full", "full_w"}
+SILENT = {
+    *("ddpm_cosine_shift", "ddpm_zero_terminal_snr", "modified_cosine"),
+    *("full", "full_w", "full_centred", "full_uncentred"),
+}
 
 
 def doctor(capsys, *arguments):
@@ -398,7 +406,7 @@ def test_the_doctor_knows_what_training_and_sampling_leave_out():
     cut = examine(nz.LinearVP(), nz.ImportanceTimes(t_min=1e-3), nz.UniformGrid(), 50).truncations
     assert len(cut) == 1 and "training never sees t below 0.001" in cut[0]
     leading = examine(DDPM, nz.DiscreteTimes(), nz.TimestepGrid("leading"), 50).truncations
-    assert "sampling starts at t = 0.981 instead of 1" in leading
+    assert any(line.startswith("sampling starts at t = 0.981 instead of 1: costs ") for line in leading)
     trailing = examine(DDPM, nz.DiscreteTimes(), nz.TimestepGrid("trailing"), 50).truncations
     assert not any("starts" in line for line in trailing)
     shared = nz.Shared(nz.Timestep(1000), interval=100, cells=5)
@@ -458,3 +466,265 @@ def test_the_exact_score_of_a_mixed_batch():
         denoiser = data.denoiser(nz.LinearSigmaVP(), parameterization)
         alone = torch.cat([denoiser.score(x[i : i + 1], t[i]) for i in range(2)])
         torch.testing.assert_close(denoiser.score(x[:2], t[:2]), alone, rtol=1e-12, atol=0)
+
+
+# ---- the exponent of the best network
+
+HALF = {"eps": 0.5, "v": 0.5, "F": 0.5, "x0": 0, "nu": 0, "w": 0}
+NONE = dict.fromkeys(HALF, 0)
+NO_VP = {"eps": 0, "v": 0, "F": 0, "x0": 0}  # nu and w need a variance-preserving process
+ROOT_POINTS = {"eps": 1, "v": 1, "F": 1, "x0": 0, "nu": 1.5, "w": 1.5}  # sigma ~ t^(1/2)
+LINEAR_POINTS = {**ROOT_POINTS, "nu": 2, "w": 2}  # sigma ~ t
+SILENT_END = {**NONE, "nu": 2}  # without signal nu would have to hold the mean of the data, divided by alpha sigma^2
+TABLE = {
+    "linear": (nz.LinearVP(), HALF, ROOT_POINTS, NONE),
+    "quadratic": (nz.QuadraticVP(), HALF, ROOT_POINTS, NONE),
+    "DDPM": (DDPM, HALF, ROOT_POINTS, NONE),
+    "cosine": (nz.CosineVP(), HALF, ROOT_POINTS, SILENT_END),
+    "zero-terminal-SNR": (nz.ZeroTerminalSNR(nz.LinearVP()), HALF, ROOT_POINTS, SILENT_END),
+    "cosine-shift": (nz.ShiftedCosine(), NONE, LINEAR_POINTS, SILENT_END),
+    "cosine, s = 0": (nz.CosineVP(0.0), NONE, LINEAR_POINTS, SILENT_END),
+    "EDM": (nz.KarrasVE(), NO_VP, {name: LINEAR_POINTS[name] for name in NO_VP}, NO_VP),
+    "FullDiffusion": (nz.LinearSigmaVP(), NONE, LINEAR_POINTS, {**dict.fromkeys(HALF, 0.5), "nu": 1.5}),
+}
+FORM = {"eps": nz.Epsilon(), "v": nz.Velocity(), "F": nz.Karras(0.5), "x0": nz.Denoised(), "nu": nz.Nu(), "w": nz.W()}
+
+
+def eight():
+    """Eight points in the plane."""
+    return nz.PointCloud(torch.randn(8, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("schedule", TABLE)
+def test_the_exponents_of_the_best_network(schedule):
+    """Rate ~ u^-p with p of the table to .02: 1/2 for noise-like targets of smooth data where sigma ~ t^(1/2), 1 for points everywhere; p is at most .02 where it is bounded."""
+    process, *columns = TABLE[schedule]
+    for (data, at_end), expected in zip(((plane(), False), (eight(), False), (plane(), True)), columns, strict=True):
+        for name, p in expected.items():
+            found = target_exponent(process, FORM[name], data, at_end=at_end)
+            case = (type(data).__name__, at_end, name, found)
+            assert found == pytest.approx(p, abs=0.02) if p else found <= 0.02, case
+
+
+def test_points_have_exponent_one_at_the_end_of_none():
+    """Memorised points are as regular as smooth data where noise has drowned them: the trouble is at t = 0 alone."""
+    for process in (nz.LinearVP(), nz.CosineVP(), nz.KarrasVE()):
+        assert abs(target_exponent(process, nz.Velocity(), eight(), at_end=True)) <= 0.02
+
+
+def test_rates_are_those_of_the_closed_form():
+    """For N(0, s^2) under sigma = t the best eps is c(t) x with c = t / (s^2 + t^2): the rates are |c'(t)| rms(x_t), to the error of 20,000 draws."""
+    s = 0.5
+    normal = nz.GaussianMixture([1.0], f64([[0.0]]), f64([[[s**2]]]))
+    rates = target_rates(nz.KarrasVE(end=1.0), nz.Epsilon(), normal, at_end=True, draws=20_000)
+    t = 1 - rates.u
+    expected = ((s**2 - t**2) / (s**2 + t**2) ** 2).abs() * (s**2 + t**2).sqrt()
+    torch.testing.assert_close(rates.value, expected, rtol=0.02, atol=0)
+
+
+def test_a_scaled_input_is_held_fixed():
+    """Karras's network sees c_in x, which is held: for N(0, s^2) under sigma = t the best F is k(t) c_in x, k = t (s^2 - d^2) / (d (s^2 + t^2)), and its rate |k'| rms(c_in x)."""
+    s, d = 0.8, 0.5
+    normal = nz.GaussianMixture([1.0], f64([[0.0]]), f64([[[s**2]]]))
+    rates = target_rates(nz.KarrasVE(end=1.0), nz.Karras(d), normal, at_end=True, draws=20_000)
+    t = 1 - rates.u
+    slope = (s**2 - d**2) * (s**2 - t**2) / (d * (s**2 + t**2) ** 2)
+    torch.testing.assert_close(rates.value, slope.abs() * ((s**2 + t**2) / (d**2 + t**2)).sqrt(), rtol=0.02, atol=0)
+
+
+def test_a_preconditioning_that_fits_leaves_nothing_to_learn():
+    """For N(0, d^2) the skip connection of Karras is the best estimate: F = 0 under DDPM's schedule too, and has no rate, where v is singular."""
+    normal = nz.GaussianMixture([1.0], f64([[0.0]]), f64([[[0.25]]]))
+    assert bool((target_rates(nz.LinearVP(), nz.Karras(0.5), normal).value < 1e-6).all())
+    assert target_exponent(nz.LinearVP(), nz.Velocity(), normal) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("form", [nz.Nu(), nz.W()], ids=str)
+def test_what_does_not_exist_has_no_exponent(form):
+    """nu and w need alpha^2 + sigma^2 = 1, also where sigma is still so small that alpha = 1 would pass for it."""
+    with pytest.raises(ArgumentError, match="variance-preserving"):
+        target_exponent(nz.KarrasVE(), form, plane())
+
+
+# ---- the truncation ledger
+
+LEVELS = [(1.0, 0.01), (1.0, 0.3), (0.8, 0.6), (0.99, 0.02), (1.0, 80.0), (0.0066, 0.99998), (1.0, 1e-3)]
+
+
+def normal_divergence(m, v, n, w):
+    """KL(N(m, v) || N(n, w))."""
+    return 0.5 * (v / w - 1 - math.log(v / w) + (m - n) ** 2 / w)
+
+
+@pytest.mark.parametrize("s", [0.35, 0.0105])
+@pytest.mark.parametrize("level", LEVELS, ids=str)
+def test_the_ledger_of_a_normal(level, s):
+    """For N(m, s^2) all three costs are divergences between normals, E[x0 | x_t] having mean m and variance alpha^2 s^4 / (alpha^2 s^2 + sigma^2): to 1e-8, and to 1e-9 nats."""
+    alpha, sigma = level
+    m = 0.3
+    data = nz.GaussianMixture([1.0], f64([[m]]), f64([[[s**2]]]))
+    at, v = nz.Level(f64(alpha), f64(sigma)), (alpha * s) ** 2 + sigma**2
+    expected = {
+        ledger.prior_mismatch: normal_divergence(alpha * m, v, 0, sigma**2),
+        ledger.early_stop: normal_divergence(m, s**2, alpha * m, v),
+        ledger.last_jump: normal_divergence(m, s**2, m, alpha**2 * s**4 / v),
+    }
+    for cost, value in expected.items():
+        assert cost(data, at) == pytest.approx(value, rel=1e-8, abs=1e-9), cost.__name__
+
+
+def test_tiny_costs_keep_their_digits():
+    """Where a divergence is 1e-11 and less, the sum over nodes has it to 1e-4, and is no rounding error of either sign."""
+    data = nz.GaussianMixture([1.0], f64([[0.3]]), f64([[[0.1]]]))
+    for sigma in (1e-3, 1e-4):
+        r = sigma**2 / 0.1  # KL = r^2 / 4 - r^3 / 3 + ... and r^2 / 4 - r^3 / 6
+        at = nz.Level(f64(1.0), f64(sigma))
+        assert ledger.early_stop(data, at) == pytest.approx(r**2 / 4, rel=1e-4)
+        assert ledger.last_jump(data, at) == pytest.approx(r**2 / 4, rel=1e-4)
+
+
+def noisy_mixture(x, spreads, alpha, sigma):
+    """log q_t and its slope for the ledger's mixture, in numpy."""
+    v = alpha**2 * np.square(spreads) + sigma**2
+    away = x[:, None] - alpha * np.array([-0.9, 0.2, 1.1])
+    logs = np.log([0.3, 0.45, 0.25]) - away**2 / 2 / v - np.log(2 * np.pi * v) / 2
+    top = logs.max(1, keepdims=True)
+    share = np.exp(logs - top)
+    return top[:, 0] + np.log(share.sum(1)), -(share * away / v).sum(1) / share.sum(1)
+
+
+def divergence(x, log_p, log_q):
+    """The integral of p log(p / q) by the trapezoidal rule."""
+    return np.trapezoid(np.exp(log_p) * (log_p - log_q), x)
+
+
+@pytest.mark.parametrize("kind", ["smooth", "sharp"])
+@pytest.mark.parametrize("level", [(1.0, 0.02), (0.95, 0.31), (0.9999, 0.0141)], ids=str)
+def test_the_ledger_of_the_mixtures(level, kind):
+    """All three costs of both mixtures by trapezoids on a million points, the law of E[x0 | x] = (x + sigma^2 score) / alpha from its own numerical slope."""
+    alpha, sigma = level
+    data, spreads = {"smooth": (ledger.SMOOTH, (0.3, 0.35, 0.4)), "sharp": (ledger.SHARP, (0.0105,) * 3)}[kind]
+    at = nz.Level(f64(alpha), f64(sigma))
+    x = np.linspace(-6, 6, 1_000_001)
+    clean, noisy = noisy_mixture(x, spreads, 1, 0)[0], noisy_mixture(x, spreads, alpha, sigma)[0]
+    prior = -(x**2) / 2 / sigma**2 - math.log(sigma) - math.log(2 * math.pi) / 2
+    assert ledger.prior_mismatch(data, at) == pytest.approx(divergence(x, noisy, prior), rel=1e-8)
+    assert ledger.early_stop(data, at) == pytest.approx(divergence(x, clean, noisy), rel=1e-8, abs=1e-12)
+    reach = 1.2 + 12 * max((alpha**2 * s**2 + sigma**2) / (alpha * s) for s in spreads)
+    x = np.linspace(-reach, reach, 1_000_001)
+    seen, score = noisy_mixture(x, spreads, alpha, sigma)
+    mean = (x + sigma**2 * score) / alpha
+    law = seen - np.log(np.gradient(mean, x))
+    expected = divergence(mean, noisy_mixture(mean, spreads, 1, 0)[0], law)
+    assert ledger.last_jump(data, at) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_nothing_left_out_costs_exactly_nothing():
+    """Without signal at the end the prior is exact, at t = 0 nothing is cut, and a jump from t = 0 changes nothing: 0.0, not rounding; a jump from an end without signal costs infinity."""
+    silent, clean = nz.Level(f64(0.0), f64(1.0)), nz.Level(f64(1.0), f64(0.0))
+    for data in (ledger.SMOOTH, ledger.SHARP):
+        assert ledger.prior_mismatch(data, silent) == 0.0
+        assert ledger.early_stop(data, clean) == 0.0 == ledger.last_jump(data, clean)
+        assert ledger.last_jump(data, silent) == math.inf
+
+
+def test_the_ledger_of_fulldiffusion():
+    """FullDiffusion's prior mismatch is exactly 0 and its training leaves no time out; what is left is the last jump."""
+    recipe = named("full")
+    found = examine(recipe.process, recipe.times, recipe.grid, recipe.steps, recipe.conditioning)
+    begin, last = found.ledger
+    assert (begin.t, begin.nats_smooth, begin.nats_sharp) == (1.0, 0.0, 0.0) and "costs nothing" in str(begin)
+    assert last.t == pytest.approx(0.001) and 0 < last.nats_smooth < last.nats_sharp
+    assert found.truncations == () and found.notes == (str(last),)
+
+
+def test_costs_grow_with_what_is_left_out():
+    """early_stop and last_jump grow with t, prior_mismatch falls, each strictly and from above 0."""
+    process = nz.LinearVP()
+    levels = [process(t) for t in torch.logspace(-5, -1, 9, dtype=torch.float64)]
+    for data in (ledger.SMOOTH, ledger.SHARP):
+        for cost in (ledger.early_stop, ledger.last_jump):
+            values = [cost(data, level) for level in levels]
+            assert all(0 < a < b for a, b in zip(values, values[1:], strict=False)), (cost.__name__, values)
+        late = [ledger.prior_mismatch(data, process(f64(t))) for t in (0.2, 0.5, 0.8, 0.9, 1.0)]
+        assert all(a > b > 0 for a, b in zip(late, late[1:], strict=False))
+
+
+def test_sharp_data_pay_for_a_first_timestep():
+    """DDPM's first timestep has sigma = 0.01: data as sharp as that lose a tenth of a nat for each coordinate, smooth data nothing to speak of."""
+    recipe = named("ddpm")
+    found = examine(recipe.process, recipe.times, recipe.grid, recipe.steps, recipe.conditioning)
+    begin, cut, last = found.ledger
+    alpha2, sigma2, s2 = 1 - 1e-4, 1e-4, 0.0105**2
+    assert cut.nats_sharp == pytest.approx(normal_divergence(0, s2, 0, alpha2 * s2 + sigma2), rel=0.01)
+    assert cut.nats_smooth < 1e-6 and begin.nats_smooth == pytest.approx(begin.nats_sharp, rel=0.05)
+    assert found.truncations == (str(cut),) and found.notes[0] == str(last)
+
+
+def test_training_that_stops_below_the_end_is_told_its_cost():
+    """Times cut above have an entry of their own, with the mismatch of the prior where they end; a late start has that of its own time."""
+
+    class Middle:
+        def __call__(self, u, process):
+            return 0.1 + 0.7 * u
+
+    found = examine(nz.LinearVP(), Middle(), nz.UniformGrid(), 10)
+    low, high = found.ledger[1:3]
+    assert (low.t, high.t) == pytest.approx((0.1, 0.8)) and found.truncations == (str(low), str(high))
+    assert high.nats_smooth == ledger.prior_mismatch(ledger.SMOOTH, nz.LinearVP()(f64(high.t)))
+    start = ledger.start(DDPM, nz.TimestepGrid("leading"), 50)
+    assert start.t == pytest.approx(0.981) and start.nats_smooth == ledger.prior_mismatch(
+        ledger.SMOOTH, DDPM(f64(start.t))
+    )
+
+
+@pytest.mark.parametrize("name", ["ddpm", "full_w", "edm", "etsdm", "ve"])
+def test_each_truncation_stands_once(name, capsys):
+    """The doctor's text holds each entry of the ledger, with its cost, on one line and no other; the JSON has them as objects."""
+    _, out, _ = doctor(capsys, "schedule", name, "--json")
+    found = json.loads(out, parse_constant=pytest.fail)
+    _, text, _ = doctor(capsys, "schedule", name)
+    assert 2 <= len(found["ledger"]) <= 4
+    for entry in found["ledger"]:
+        assert set(entry) == {"what", "t", "nats_smooth", "nats_sharp"}
+        assert text.count(entry["what"]) == 1 and f"{entry['what']}: costs" in text
+
+
+@pytest.fixture(scope="module")
+def doctored(tmp_path_factory):
+    """The folder that the doctor wrote for etsdm."""
+    out = tmp_path_factory.mktemp("doctor") / "my $out"
+    assert run(["doctor", "schedule", "etsdm", "--out", str(out)]) == 0
+    return out
+
+
+def test_the_doctor_writes_a_page(doctored, capsys):
+    """--out leaves a page and its picture, which the page shows byte for byte; the page holds every entry with its costs, the verdict and the command."""
+    import base64
+    import html
+
+    written = tree(doctored)
+    assert set(written) == {"index.html", "schedule.png"} and written["schedule.png"].startswith(b"\x89PNG")
+    page = html.unescape(written["index.html"].decode())
+    assert base64.b64encode(written["schedule.png"]).decode() in page
+    _, out, _ = doctor(capsys, "schedule", "etsdm", "--json")
+    found = json.loads(out)
+    assert found["page"] is None and found["verdict"][1:] in page
+    for entry in found["ledger"]:
+        assert entry["what"] in page and f"{entry['nats_sharp']:.2g}" in page
+    assert "conditions are shared in 5 cells" in page and "nearzero doctor schedule etsdm --out" in page
+
+
+def test_the_doctor_overwrites_its_own_page_alone(doctored, tmp_path, capsys):
+    """A second time it writes into its folder, in --json too, with one document; a folder with anything else stays as it was."""
+    code, out, err = doctor(capsys, "schedule", "full", "--out", str(tmp_path / "new"), "--json")
+    assert code == 0 and err == "" and json.loads(out)["page"] == str(tmp_path / "new/index.html")
+    before = (tmp_path / "new/schedule.png").read_bytes()
+    code, out, _ = doctor(capsys, "schedule", "edm", "--out", str(tmp_path / "new"))
+    assert code == 0 and f"page: {tmp_path / 'new/index.html'}" in out
+    assert (tmp_path / "new/schedule.png").read_bytes() != before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/index.html").write_text("mine")
+    code, out, err = doctor(capsys, "schedule", "full", "--out", str(tmp_path / "mine"))
+    assert code == 2 and out == "" and err.count("\n") == 1 and "no page of nearzero's" in err
+    assert tree(tmp_path / "mine") == {"index.html": b"mine"}

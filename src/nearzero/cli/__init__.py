@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "Train a recipe on a folder of images.",
     "sample": "Draw images from a trained run.",
     "diagnose": "Measure a trained network near t = 0: Lipschitz constants, loss, stability.",
+    "reproduce": "Compute a figure or a table of the papers anew, as a page, pictures and numbers.",
     "doctor": "Examine a recipe's noise schedule at both ends.",
     "recipes": "List recipes, show one, or show where two differ.",
 }

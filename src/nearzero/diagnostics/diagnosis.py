@@ -15,7 +15,7 @@ from nearzero.denoiser import Denoiser
 from nearzero.diagnostics.lipschitz import LipschitzCurve, lipschitz
 from nearzero.diagnostics.noise_levels import NoiseLevels, loss_by_noise
 from nearzero.diagnostics.perturbation import Perturbation, perturbation
-from nearzero.diagnostics.probe import nodes, timestep_count
+from nearzero.diagnostics.probe import Timesteps
 from nearzero.errors import ArgumentError
 from nearzero.randomness import probe_generator
 
@@ -44,7 +44,7 @@ class Diagnosis:
 
     def timestep(self, t: float) -> int:
         """The number of the timestep at time t, counted from 0."""
-        return round(t / self.lipschitz.timestep) - 1
+        return round(self.lipschitz.steps.number(self.lipschitz.times.new_tensor(t)).item()) - 1
 
     def summary(self) -> dict[str, float]:
         """The numbers of a table, by name."""
@@ -101,26 +101,26 @@ def diagnose(
 ) -> Diagnosis:
     """Lipschitz curve, perturbation at t~ and loss for each noise level, over images x0 (B, *shape).
 
-    `interval` is t~ in t: by default where the conditioning's cells end, and a tenth of the range without cells. K is
-    measured at every timestep up to 2 t~, at every `every`-th above, and over every edge of a cell. All noise follows
-    from `seed`: two denoisers that are diagnosed with one seed and the same images see the same x_t. `condition` is
-    `lipschitz`'s, and `progress(done, pairs)` is called as pairs of timesteps are done.
+    `interval` is t~ in t: by default where the conditioning's cells end, and a tenth of the timesteps without cells. K
+    is measured at every timestep up to twice that of t~, at every `every`-th above, and over every edge of a cell. All
+    noise follows from `seed`: two denoisers that are diagnosed with one seed and the same images see the same x_t.
+    `condition` is `lipschitz`'s, and `progress(done, pairs)` is called as pairs of timesteps are done.
 
     >>> found = diagnose(PointCloud(torch.zeros(1, 64)).denoiser(DiscreteVP.linear()), torch.zeros(8, 64))
     >>> found.summary()["max_at_timestep"]
     0
     """
-    process = denoiser.process
+    process, steps = denoiser.process, Timesteps(denoiser.process)
+    t, count = steps.times(), steps.count
     if interval is None:
-        interval = shared_interval(denoiser) or PAPER * process.end
-    t, count = nodes(process), timestep_count(process)
+        interval = shared_interval(denoiser) or t[max(0, round(PAPER * count) - 1)].item()
     if not t[0] <= interval <= process.end:
         raise ArgumentError(
             f"the interval must hold a timestep and end in [{t[0].item():g}, {process.end:g}], got {interval:g}"
         )
     if every < 1:
         raise ArgumentError(f"every must be at least 1, got {every}")
-    near = int((t <= 2 * interval).sum())
+    near = int(round(2 * steps.number(t.new_tensor(interval)).item(), 6))  # the whole timesteps in it
     edges = t.new_tensor(denoiser.conditioning.edges(process))
     jumps = set((torch.searchsorted(t, edges, right=True) - 1).tolist())  # the pairs that straddle an edge
     measured = [k for k in range(count - 1) if k <= near or (k - near) % every == 0 or k in jumps]
@@ -132,12 +132,8 @@ def diagnose(
         interval=interval,
         images=len(x0),
         told=denoiser.conditioning(t, process(t)),
-        unit="" if hasattr(process, "steps") else _stated_unit(process, count),
+        unit=steps.stated(),
         lipschitz=curve,
         perturbation=perturbation(denoiser, x0, t=interval, generator=noise(), condition=condition),
         losses=loss_by_noise(denoiser, x0, generator=noise(), condition=condition),
     )
-
-
-def _stated_unit(process: Any, count: int) -> str:
-    return f"{type(process).__name__} has no timesteps: one is taken as 1/{count} of the range of t."

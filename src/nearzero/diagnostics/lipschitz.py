@@ -10,13 +10,13 @@ from torch import Tensor
 
 from nearzero.denoiser import Denoiser
 from nearzero.diagnostics.probe import (
+    Timesteps,
     batch_size,
     check_finite,
     check_images,
     check_pairs,
     draw,
     evaluating,
-    one_timestep,
     part,
     slices,
     spread,
@@ -28,19 +28,24 @@ from nearzero.errors import ArgumentError
 class LipschitzCurve:
     """K of neighbouring times: `value[i]` compares times[i] with until[i]; all float64 (n,).
 
-    `value` and its standard error `stderr` (over images) are per timestep; `timestep` is the length of one in t.
+    `value` and its standard error `stderr` (over images) are per timestep, counted in `steps`.
     """
 
     times: Tensor
     value: Tensor
     stderr: Tensor
     until: Tensor
-    timestep: float
+    steps: Timesteps
 
     @property
     def per_unit_time(self) -> Tensor:
         """K for a unit of t instead of a timestep."""
-        return self.value / self.timestep
+        return self.value * self.gap / (self.until - self.times)
+
+    @property
+    def gap(self) -> Tensor:
+        """How many timesteps lie between the two times of each pair."""
+        return self.steps.number(self.until) - self.steps.number(self.times)
 
     @property
     def max(self) -> float:
@@ -50,14 +55,22 @@ class LipschitzCurve:
     @property
     def total_variation(self) -> float:
         """sum_i E |F(x, t_i) - F(x, t_i')| over these pairs: how far the answer moves in all, however it is spread."""
-        return (self.value * (self.until - self.times)).sum().item() / self.timestep
+        return (self.value * self.gap).sum().item()
 
     def between(self, start: float, end: float) -> LipschitzCurve:
         """The pairs whose first time lies in (start, end]. Raises ArgumentError where there are none."""
         here = (self.times > start) & (self.times <= end)
         if not bool(here.any()):
             raise ArgumentError(f"the curve has no pair of times that starts in ({start:g}, {end:g}]")
-        return LipschitzCurve(self.times[here], self.value[here], self.stderr[here], self.until[here], self.timestep)
+        return self._part(here)
+
+    def around(self, interval: float) -> LipschitzCurve:
+        """The pairs up to twice as many timesteps as lie below the time `interval`."""
+        k = self.steps.number(self.times)
+        return self._part(k.round(decimals=6) <= 2 * self.steps.number(k.new_tensor(interval)).round(decimals=6))
+
+    def _part(self, here: Tensor) -> LipschitzCurve:
+        return LipschitzCurve(self.times[here], self.value[here], self.stderr[here], self.until[here], self.steps)
 
     @property
     def exponent(self) -> float:
@@ -87,12 +100,12 @@ def lipschitz(
         K(t, t') = E |F(x_t, t) - F(x_t, t')| / |t - t'|,   x_t = alpha_t x0 + sigma_t eps
 
     with the Euclidean norm, not squared and not divided by the dimension, and |t - t'| in timesteps of the process
-    (of 1/1000 of its range if it has none). `times` is (n + 1,) increasing, whose neighbours are compared, or (n, 2)
-    pairs; by default all timesteps: value[i] = K(i, i + 1). The noise eps is drawn once for all pairs, from `generator`
-    (CPU; a fixed one by default). Where the network is told and shown the same at both times K is exactly 0, without
-    an evaluation. `condition` holds tensors with an entry for each image; `batch` images go through the network at
-    once (by default up to 256, fewer of large ones); `progress(done, pairs)` is called as pairs are done.
-    Raises ArgumentError for bad times, NumericalError where an answer is not finite.
+    (of 1/1000 of its range if it has none: `probe.Timesteps`). `times` is (n + 1,) increasing, whose neighbours are
+    compared, or (n, 2) pairs; by default all timesteps: value[i] = K(i, i + 1). The noise eps is drawn once for all
+    pairs, from `generator` (CPU; a fixed one by default). Where the network is told and shown the same at both times K
+    is exactly 0, without an evaluation. `condition` holds tensors with an entry for each image; `batch` images go
+    through the network at once (by default up to 256, fewer of large ones); `progress(done, pairs)` is called as pairs
+    are done. Raises ArgumentError for bad times, NumericalError where an answer is not finite.
 
     Reference: Yang et al., Lipschitz singularities in diffusion models, ICLR 2024, Eq. 8.
 
@@ -116,10 +129,10 @@ def lipschitz(
                 norms[group, images] = probe.distances(group, images, part(condition, images))
             if progress is not None:
                 progress(min(start + step, len(pairs)), len(pairs))
-    unit = one_timestep(denoiser.process)
+    steps = Timesteps(denoiser.process)
     t, until = pairs.double().unbind(1)
-    gap = (until - t) / unit
-    return LipschitzCurve(t, norms.mean(1) / gap, spread(norms) / len(x0) ** 0.5 / gap, until, unit)
+    gap = steps.number(until) - steps.number(t)
+    return LipschitzCurve(t, norms.mean(1) / gap, spread(norms) / len(x0) ** 0.5 / gap, until, steps)
 
 
 class _Probe:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nearzero.denoiser import Denoiser
 from nearzero.diagnostics.probe import (
+    Timesteps,
     batch_size,
     check_finite,
     check_images,
@@ -18,7 +19,6 @@ from nearzero.diagnostics.probe import (
     part,
     slices,
     spread,
-    spread_nodes,
 )
 from nearzero.errors import ArgumentError
 from nearzero.level import check_times, expand
@@ -64,7 +64,7 @@ def loss_by_noise(
     tensor(True)
     """
     check_images(x0, condition)
-    t = check_times(spread_nodes(denoiser.process, 25) if times is None else times, denoiser.process.end)
+    t = check_times(Timesteps(denoiser.process).spread(25) if times is None else times, denoiser.process.end)
     if t.ndim != 1 or not len(t):
         raise ArgumentError(f"times must be (n,) with n at least 1, got {tuple(t.shape)}")
     eps, batch = draw(x0, generator), batch_size(x0, batch)

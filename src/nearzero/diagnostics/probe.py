@@ -3,43 +3,83 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nearzero.errors import ArgumentError, NumericalError
-from nearzero.level import check_times
+from nearzero.level import Level, check_times
 from nearzero.process import Process
 from nearzero.randomness import probe_generator
 
-
-def timestep_count(process: Process) -> int:
-    """How many timesteps the range [0, end] is counted in: the nodes of a discrete process, 1000 for any other."""
-    return getattr(process, "steps", 1000)
+FIRST = 2.5e-5  # the first noise level of a process that explodes, as a share of its last: 0.002 of 80, as in EDM
 
 
-def one_timestep(process: Process) -> float:
-    """The length of one timestep in t."""
-    return process.end / timestep_count(process)
+@dataclass(frozen=True)
+class Timesteps:
+    """What a measurement counts in: the nodes of a discrete process, 1000 timesteps of any other.
 
+    Those are equally long in t or, where the noise explodes (alpha = 1 at the end), in log sigma, from 1/40,000 of the
+    last sigma on.
+    """
 
-def nodes(process: Process) -> Tensor:
-    """The times of all timesteps, node k at (k + 1) end / steps, float64."""
-    steps = timestep_count(process)
-    return torch.arange(1, steps + 1, dtype=torch.float64) / steps * process.end
+    process: Process
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return getattr(self.process, "steps", 1000)
 
-def spread_nodes(process: Process, count: int) -> Tensor:
-    """About `count` of the nodes, the first and the last among them, equally spaced in log t."""
-    steps = timestep_count(process)
-    k = torch.logspace(0, 1, count, base=steps, dtype=torch.float64).round().unique().to(torch.int64)
-    return nodes(process)[k - 1]
+    @property
+    def logarithmic(self) -> bool:
+        """Whether they are equally long in log sigma."""
+        return bool(self._level(self.process.end).alpha == 1)
+
+    def _level(self, t: float) -> Level:
+        return self.process(torch.tensor(t, dtype=torch.float64))
+
+    def times(self) -> Tensor:
+        """The times of all timesteps, increasing, the last the end: float64 (count,)."""
+        k = torch.arange(1, self.count + 1, dtype=torch.float64)
+        if not self.logarithmic:
+            return k / self.count * self.process.end
+        sigma = self._level(self.process.end).sigma * FIRST ** ((self.count - k) / (self.count - 1))
+        t = self.process.time_of_logsnr(-2 * sigma.log())
+        t[-1] = self.process.end  # exactly, whatever the round trip leaves
+        return t
+
+    def number(self, t: Tensor) -> Tensor:
+        """The number of the timestep at each time, counted from 1; between two a fraction, 0 at t = 0."""
+        t = t.to(torch.float64)
+        if not self.logarithmic:
+            return t * self.count / self.process.end
+        ratio = self.process(t).sigma / (self._level(self.process.end).sigma * FIRST)
+        inside = 1 - (self.count - 1) * ratio.log() / math.log(FIRST)
+        return torch.where(ratio < 1, ratio, inside)
+
+    def spread(self, count: int) -> Tensor:
+        """About `count` of the times, the first and the last among them, equally spaced in log t or log sigma."""
+        place = torch.linspace(0, 1, count, dtype=torch.float64)
+        k = 1 + place * (self.count - 1) if self.logarithmic else self.count**place
+        return self.times()[k.round().unique().to(torch.int64) - 1]
+
+    def stated(self) -> str:
+        """What a timestep is, in words, where the process has none of its own; else nothing."""
+        if hasattr(self.process, "steps"):
+            return ""
+        name = type(self.process).__name__
+        if self.logarithmic:
+            first, last = (self._level(self.process.end).sigma.item() * share for share in (FIRST, 1))
+            return f"{name} has no timesteps: {self.count} noise levels are taken, from {first:g} to {last:g}."
+        return f"{name} has no timesteps: one is taken as 1/{self.count} of the range of t."
 
 
 def check_pairs(times: Tensor | None, process: Process) -> Tensor:
-    """Pairs (n, 2) of times t < t' in their own dtype: of neighbours (n + 1,), as given (n, 2), or of all nodes."""
-    t = check_times(nodes(process) if times is None else times, process.end).cpu()
+    """Pairs (n, 2) of times t < t' in their own dtype: of neighbours (n + 1,), as given (n, 2), or of all timesteps."""
+    t = check_times(Timesteps(process).times() if times is None else times, process.end).cpu()
     pairs = torch.stack([t[:-1], t[1:]], dim=1) if t.ndim == 1 else t
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
         raise ArgumentError(f"times must be (n + 1,) with n at least 1, or pairs (n, 2); got {tuple(t.shape)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nearzero.conditioning import Shared
-from nearzero.diagnostics.probe import nodes
+from nearzero.diagnostics.ledger import Truncation, below_end, last_evaluation, start, unseen
+from nearzero.diagnostics.probe import Timesteps
 from nearzero.diagnostics.theory import schedule_exponent
 from nearzero.grid import Grid
 from nearzero.process import Process
@@ -18,7 +18,10 @@ from nearzero.process import Process
 
 @dataclass(frozen=True)
 class Schedule:
-    """What `examine` found. In words: `truncations` of training and sampling, and other `notes` on t near 0."""
+    """What `examine` found. In words: `truncations` of training and sampling, and other `notes` on t near 0.
+
+    `ledger` holds the start of sampling, what training never sees and the last evaluation, each with its cost.
+    """
 
     exponent: float
     terminal_snr: float
@@ -28,6 +31,7 @@ class Schedule:
     naive_float32_error: float
     truncations: tuple[str, ...]
     notes: tuple[str, ...]
+    ledger: tuple[Truncation, ...]
 
     @property
     def singular(self) -> bool:
@@ -66,15 +70,18 @@ def examine(process: Process, times: Any, grid: Grid, steps: int, conditioning: 
     vp = bool(((alpha**2 + sigma**2 - 1).abs() < 1e-9).all())
     naive = torch.sqrt(1 - alpha.float() ** 2).double() if vp else sigma
     last = process(torch.tensor(process.end, dtype=torch.float64))
+    begin, cuts, end = start(process, grid, steps), unseen(process, times), last_evaluation(process, grid, steps)
+    late = [begin] if below_end(begin.t, process) else []
     return Schedule(
         exponent=schedule_exponent(process),
         terminal_snr=(last.alpha / last.sigma).square().item(),
-        first_sigma=process(nodes(process)[:1]).sigma.item(),
+        first_sigma=process(Timesteps(process).times()[:1]).sigma.item(),
         float32_error=_error(process(t.float()).sigma.double(), sigma),
         bfloat16_error=_error(sigma.bfloat16().double(), sigma),
         naive_float32_error=_error(naive, sigma),
-        truncations=tuple(_truncations(process, times, grid, steps)),
-        notes=tuple(_notes(process, grid, steps, conditioning)),
+        truncations=tuple(map(str, (*cuts, *late))),
+        notes=tuple(_notes(end, process, conditioning)),
+        ledger=(begin, *cuts, end),
     )
 
 
@@ -82,33 +89,10 @@ def _error(found: Tensor, exact: Tensor) -> float:
     return ((found - exact) / exact).abs().max().item()
 
 
-def _truncations(process: Process, times: Any, grid: Grid, steps: int) -> list[str]:
-    """Where training never looks, and where sampling does not start."""
-    found = []
-    while hasattr(times, "inner"):  # how a batch is spread over u leaves nothing out
-        times = times.inner
-    u = torch.tensor([2.0**-53, 2.0**-40, 1 - 2.0**-40, 1 - 2.0**-53], dtype=torch.float64)
-    low, soon, late, high = (times(one[None], process).item() for one in u)
-    if soon < 1.01 * low:  # a hundredth part in 13 binades of u: times stop there instead of becoming rare
-        found.append(f"training never sees t below {low:.3g} (sigma / alpha {_ratio(process, low):.3g})")
-    if late > 0.99 * high and high < 0.999 * process.end:
-        found.append(f"training never sees t above {high:.6g} of {process.end:g}")
-    stops = grid(steps, process).tolist()
-    if stops[0] < 0.999999 * process.end:
-        found.append(f"sampling starts at t = {stops[0]:.6g} instead of {process.end:g}")
-    return found
-
-
-def _notes(process: Process, grid: Grid, steps: int, conditioning: Any) -> list[str]:
+def _notes(last: Truncation, process: Process, conditioning: Any) -> list[str]:
     """Where sampling asks the network last, and where conditions are shared."""
-    last = grid(steps, process)[-2].item()
-    where = f"t = {last:.3g} (sigma / alpha {_ratio(process, last):.3g})"
-    found = [f"the last evaluation of {steps} steps is at {where}"]
+    found = [str(last)]
     if isinstance(conditioning, Shared):
         edges = conditioning.edges(process)
         found.append(f"conditions are shared in {conditioning.cells} cells up to t = {edges[-1]:.3g}")
     return found
-
-
-def _ratio(process: Process, t: float) -> float:
-    return math.exp(-process(torch.tensor(t, dtype=torch.float64)).logsnr.item() / 2)

@@ -10,8 +10,8 @@ from torch import Tensor
 from nearzero.conditioning import Shared, Time
 from nearzero.errors import ArgumentError
 from nearzero.level import Level, expand
-from nearzero.oracle import Exact, ExactShared, GaussianMixture
-from nearzero.parameterization import Epsilon
+from nearzero.oracle import Exact, ExactShared, GaussianMixture, PointCloud
+from nearzero.parameterization import Epsilon, Parameterization
 from nearzero.process import Process
 
 
@@ -28,6 +28,71 @@ def schedule_exponent(process: Process) -> float:
     t = torch.tensor([1e-8, 1e-7], dtype=torch.float64) * process.end  # the two times that the docstring states
     low, high = (-process(t).logsnr / 2).tolist()
     return (high - low) / torch.log(t[1] / t[0]).item()
+
+
+class Rates(NamedTuple):
+    """How fast the best network's answer changes with the time that it is told, float64 (2,), at distances u."""
+
+    u: Tensor
+    value: Tensor
+
+    @property
+    def exponent(self) -> float:
+        """p of value ~ u^-p; 0 where the change at either distance is lost in rounding."""
+        if bool((self.value == 0).any()):
+            return 0.0
+        low, high = self.value.log().tolist()
+        return (low - high) / torch.log(self.u[1] / self.u[0]).item()
+
+
+def target_rates(
+    process: Process,
+    parameterization: Parameterization,
+    data: GaussianMixture | PointCloud,
+    *,
+    at_end: bool = False,
+    draws: int = 256,
+) -> Rates:
+    """|d/dt' F*(x_in, t')| at t' = t, root mean square over `draws` noisy x_t, at u = 1e-6 and 1e-5 of the range.
+
+    u is t, or end - t with `at_end`; F* is the best network's answer and x_in its input, held fixed while t' changes,
+    so that Karras's c_in x is. Both distances see the same draws. The derivative is a central difference of a relative
+    step 1e-3 of u; one below 1e-12 |F*| / u, a few times what rounding leaves in it, counts as 0.
+    Raises ArgumentError where the parameterization does not exist in the middle of the process's range.
+    """
+    network, generator = Exact(data, process, parameterization), torch.Generator().manual_seed(0)
+    x0 = data.sample(draws, generator).to(torch.float64)
+    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    u = torch.tensor([1e-6, 1e-5], dtype=torch.float64) * process.end  # the distances that the docstring states
+    parameterization.coefficients(process(u.new_tensor(process.end / 2)))
+    t, h = process.end - u if at_end else u, 1e-3 * u  # the step that the docstring states
+    level = process(t)
+    alpha, sigma, scale = (expand(value, x0[None]) for value in (*level, parameterization.input_scale(level)))
+    x_in = (scale * (alpha * x0 + sigma * eps)).flatten(0, 1).repeat(2, *(1,) * (x0.ndim - 1))
+    told = torch.cat([t + h, t - h]).repeat_interleave(draws)
+    high, low = network(x_in, told).reshape(2, 2, draws, -1)
+    size = (high.square().sum((1, 2)) / draws).sqrt()
+    rate = ((high - low).square().sum((1, 2)) / draws).sqrt() / (2 * h)
+    return Rates(u, torch.where(rate > 1e-12 * size / u, rate, 0.0))  # the rounding that the docstring states
+
+
+def target_exponent(
+    process: Process,
+    parameterization: Parameterization,
+    data: GaussianMixture | PointCloud,
+    *,
+    at_end: bool = False,
+) -> float:
+    """p of |d/dt' F*(x_t, t')| ~ u^-p as u -> 0: how singular the best network is, 0 where it is bounded.
+
+    As `target_rates` measures it: u = t at the data's end, u = end - t with `at_end`. For a smooth density p = 1/2 for
+    eps and v where sigma ~ t^(1/2) (E-TSDM, Theorem 3.1) and 0 where sigma ~ t; for points p = 1 under every schedule.
+
+    >>> data = PointCloud([[-1.0], [1.0]])
+    >>> [round(target_exponent(process, Epsilon(), data), 3) for process in (LinearVP(), LinearSigmaVP())]
+    [1.0, 1.0]
+    """
+    return target_rates(process, parameterization, data, at_end=at_end).exponent
 
 
 class Bound(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor
 from nearzero.data.images import Images
 from nearzero.diagnostics.diagnosis import Diagnosis, diagnose, shared_interval
 from nearzero.diagnostics.lipschitz import LipschitzCurve, lipschitz
-from nearzero.diagnostics.probe import nodes
+from nearzero.diagnostics.probe import Timesteps
 from nearzero.errors import ArgumentError
 from nearzero.files import read_json, to_bytes
 from nearzero.metrics.energy import Distance, energy_distance
@@ -162,7 +162,7 @@ def exact(recipe: Recipe, images: Images, x0: Tensor, upto: float, seed: int, ba
         "smooth density": (mixture, mixture.sample(len(x0), generator)),
         f"{len(x):,} points": (points, x0.double()),
     }
-    t = nodes(recipe.process)
+    t = Timesteps(recipe.process).times()
     fine = torch.logspace(-7, 0, 43, dtype=torch.float64)  # six a decade, in the same schedule without timesteps
     curves: list[dict[str, LipschitzCurve]] = [{}, {}]
     with bar("exact networks", "curves") as show:

@@ -124,11 +124,11 @@ def near_zero(
     """
     with rc_context(_LOOK):
         figure, axes = _figure(5.2, 2, (2, 1)) if told else _figure(3.6)
-        unit = next(iter(curves.values())).timestep
-        end = round(interval / unit)
+        one = next(iter(curves.values()))
+        end = round(one.steps.number(one.times.new_tensor(interval)).item())
         for i, (name, curve) in enumerate(curves.items(), first):
-            near = curve.between(0.0, 2 * interval)
-            _curve(axes[0], near.times / unit - 1, near, name, i)
+            near = curve.around(interval)
+            _curve(axes[0], near.steps.number(near.times) - 1, near, name, i)
         for i, (name, condition) in enumerate((told or {}).items(), first):
             k = torch.arange(min(2 * end, len(condition)))
             axes[1].plot(k, condition[k], **_style(i, label=name, marker=""), drawstyle="steps-mid")
@@ -144,9 +144,9 @@ def near_zero(
         return _svg(figure)
 
 
-def limits(curves: Sequence[LipschitzCurve], interval: float = math.inf) -> tuple[float, float]:
+def limits(curves: Sequence[LipschitzCurve], interval: float | None = None) -> tuple[float, float]:
     """Limits of K that hold all curves up to twice the interval, so that two figures can be compared."""
-    values = torch.cat([curve.value[curve.times <= 2 * interval] for curve in curves])
+    values = torch.cat([(curve if interval is None else curve.around(interval)).value for curve in curves])
     values = values[values > 0] if bool((values > 0).any()) else torch.ones(1)
     return values.min().item() / 1.6, values.max().item() * 1.6
 
@@ -156,7 +156,7 @@ def whole_range(curves: Mapping[str, LipschitzCurve]) -> bytes:
     with rc_context(_LOOK):
         figure, (axes,) = _figure(3.6)
         for i, (name, curve) in enumerate(curves.items()):
-            _curve(axes, curve.times / curve.timestep, curve, name, i)
+            _curve(axes, curve.steps.number(curve.times), curve, name, i)
         shown = limits(list(curves.values()))
         axes.set(xscale="log", yscale="log", ylim=shown, xlabel="timestep k + 1", ylabel="K(k, k+1) per timestep")
         _legend(axes)
