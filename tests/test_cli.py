@@ -24,7 +24,7 @@ from nearzero.cli import COMMANDS, run
 from nearzero.cli.common import duration, parse_seeds, progress
 from nearzero.errors import ArgumentError
 from nearzero.files import contact_sheet, to_bytes
-from nearzero.recipes import Recipe
+from nearzero.recipes import Recipe, table
 
 SOURCE = Path(nz.__file__).parents[1]
 ALONE = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -138,9 +138,9 @@ def test_train_then_sample(mine, folder, tmp_path, capsys):
     assert run(["sample", str(mine), "--seeds", "3,0-1", "--steps", "4", "--out", str(out)]) == 0
     said, _ = capsys.readouterr()
     assert str(out / "grid.png") in said and said.count("\n") == 1
-    assert sorted(tree(out)) == ["000000.png", "000001.png", "000003.png", "grid.png"]
-    expected = to_bytes(made.sample([3, 0, 1], steps=4))
-    for seed, image in zip((3, 0, 1), expected, strict=True):
+    assert sorted(tree(out)) == ["000000.png", "000001.png", "000003.png", "grid.png", "samples.json"]
+    expected = to_bytes(made.sample([0, 1, 3], steps=4))
+    for seed, image in zip((0, 1, 3), expected, strict=True):
         assert torch.equal(read(out / f"{seed:06d}.png"), image)
     grid, sheet = read(out / "grid.png"), contact_sheet(expected)
     scale = grid.shape[-1] // sheet.shape[-1]
@@ -152,7 +152,8 @@ def test_equal_seeds_give_equal_files(trained, tmp_path):
     calls = {"a": ["-n", "4"], "b": ["--seeds", "0-3"], "c": ["--seeds", "2,3"], "d": ["-n", "4", "--batch", "1"]}
     for name, arguments in calls.items():
         assert run(["sample", str(trained.path), *arguments, "--out", str(tmp_path / name)]) == 0
-    a, b, c, d = (tree(tmp_path / name) for name in calls)
+    trees = [tree(tmp_path / name) for name in calls]
+    a, b, c, d = ({name: content for name, content in one.items() if name.endswith(".png")} for one in trees)
     assert a == b == d
     assert {name: a[name] for name in ("000002.png", "000003.png")} == {
         name: c[name] for name in c if name != "grid.png"
@@ -164,7 +165,8 @@ def test_options_of_sample_reach_the_sampler(trained, tmp_path, monkeypatch):
     """--solver, --grid, --steps and --raw-weights sample with these objects and weights, and give the library's images."""
     used = []
     monkeypatch.setattr(
-        "nearzero.run.sample", lambda *args, **settings: used.append((args, settings)) or nz.sample(*args, **settings)
+        "nearzero.production.job.sample",
+        lambda *args, **settings: used.append((args, settings)) or nz.sample(*args, **settings),
     )
     calls = {
         "ddim sqrt": (["--solver", "ddim", "--grid", "sqrt"], {"solver": nz.DDIM(), "grid": nz.SqrtGrid()}, True),
@@ -254,11 +256,16 @@ def test_json_of_every_command(folder, trained, tmp_path, monkeypatch, capsys):
     assert set(documents["differences"]["differences"]) == {"conditioning"}
 
 
-def test_recipes_for_people(capsys):
-    """recipes lists each recipe with its first sentence, shows one with its claims, and the axes on which two differ."""
-    assert run(["recipes"]) == 0
-    out, _ = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == list(nz.recipes.RECIPES)
+def test_recipes_for_people(capsys, monkeypatch):
+    """recipes prints Table 1, at any width, shows one recipe with its claims, and the axes on which two differ."""
+    for width in ("60", "200"):
+        monkeypatch.setenv("COLUMNS", width)
+        assert run(["recipes"]) == 0
+        head, *blocks = capsys.readouterr().out.split("\n\n")
+        assert " ".join(head.split()) == f"Seven axes: {' | '.join(table.COLUMNS)}"
+        assert [block.split()[0] for block in blocks] == list(nz.recipes.RECIPES)
+        for block, row in zip(blocks, table.table().values(), strict=True):
+            assert " ".join(block.split()).endswith(" ".join(" | ".join(row).split()))
     assert run(["recipes", "etsdm"]) == 0
     assert "interval=100, cells=5" in (out := capsys.readouterr().out) and "6.62" in out
     assert run(["recipes", "ddpm", "etsdm"]) == 0
@@ -455,6 +462,32 @@ BAD = {
     f"{SAMPLE} --steps 2000": (2, "2000 steps on 1000 timesteps"),
     f"{SAMPLE} --steps 0": (2, "step.*0"),
     f"{SAMPLE} --batch 0": (2, "--batch.*0"),
+    f"{SAMPLE} --batch few": (2, "--batch 'few': .*or auto"),
+    f"{SAMPLE} --nfe 0": (2, "nfe.*0"),
+    f"{SAMPLE} --steps 3 --nfe 5": (2, "--steps 3 and --nfe 5 exclude each other"),
+    f"{SAMPLE} --solver rk45 --nfe 5": (2, "RK45 has no plan for 5 network evaluations; give steps"),
+    f"{SAMPLE} --solver rk4 --nfe 3": (2, "RungeKutta4 asks the network 4 times a step"),
+    f"{SAMPLE} --nfe 2000": (2, "2000 steps on 1000 timesteps"),
+    f"{SAMPLE} --eta 0.5": (2, "--eta 0.5 belongs to --solver ddim"),
+    f"{SAMPLE} --solver ddim --eta 2": (2, r"eta in \[0, 1\], got 2"),
+    f"{SAMPLE} --solver heun --churn 3": (2, "--churn 3 belongs to --solver churn"),
+    f"{SAMPLE} --solver churn --churn -1": (2, "churn.*-1"),
+    f"{SAMPLE} --rho 3": (2, "--rho belongs to --grid karras"),
+    f"{SAMPLE} --grid karras --rho 0": (2, "rho > 0"),
+    f"{SAMPLE} --grid karras --sigma-min 3 --sigma-max 2": (2, "0 < sigma_min < sigma_max"),
+    f"{SAMPLE} --grid karras --sigma-max 200": (2, "sigma_max 200 lies beyond DiscreteVP's end, 157"),
+    f"{SAMPLE} --through sigma --sigma-max 200": (2, "KarrasVE ends at sigma/alpha 200, beyond the 157"),
+    f"{SAMPLE} --through sigma --sigma-max -1": (2, "-1"),
+    f"{SAMPLE} --through sigma --grid trailing": (2, "KarrasVE has no timesteps"),
+    f"{SAMPLE} --through time": (2, "--through.*'time'"),
+    f"{SAMPLE} --label 3": (2, "--label 3: run knows no classes"),
+    f"{SAMPLE} --guidance 2": (2, "--guidance 2 needs --guide RUN2"),
+    f"{SAMPLE} --guide run": (2, "--guide run needs --guidance S"),
+    f"{SAMPLE} --guidance-interval 1-2": (2, "--guidance-interval 1-2 needs --guidance S"),
+    f"{SAMPLE} --guide none --guidance 2": (4, "none does not exist"),
+    f"{SAMPLE} --guide run --guidance nan": (2, "guidance needs a finite scale"),
+    f"{SAMPLE} --guide run --guidance 2 --guidance-interval 3-2": (2, "--guidance-interval '3-2': .*LOW-HIGH"),
+    f"{SAMPLE} --guide run --guidance 2 --guidance-interval x": (2, "--guidance-interval 'x'"),
     f"{SAMPLE} --device cuda": (2, "--device cuda"),
     "sample run": (2, "--out"),
     "sample none --out new": (4, "none does not exist"),
@@ -502,14 +535,22 @@ def test_exit_codes_of_what_cannot_be_typed(world, tmp_path, monkeypatch, capsys
         def objective(*arguments):
             raise error
 
-        return objective
+        return Objective(objective)
+
+    class Objective(torch.nn.Module):
+        def __init__(self, loss):
+            super().__init__()
+            self.loss = loss
+
+        def forward(self, *arguments):
+            return self.loss(*arguments)
 
     def last_line():
         return capsys.readouterr().err.splitlines()[-1]
 
     nan = lambda denoiser, x0, u, eps: denoiser.output(x0, u)[0].flatten(1).mean(1) * torch.nan  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(Recipe, "objective", lambda self: nan)
+        patch.setattr(Recipe, "objective", lambda self: Objective(nan))
         assert run([*TRAIN.split(), "--steps", "2", "--batch", "2"]) == 5
         assert "lower the learning rate" in last_line()
     for error in (

@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nearzero as nz
+from conftest import tiny_recipe
+from nearzero import recipes
+from nearzero.codec import fitted
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.registry import decode, encode
 
@@ -129,9 +132,9 @@ def test_numbers_without_a_shape_are_refused():
         nz.Centred((0.1, 0.2)).encode(torch.tensor([0, 255], dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("mean", [(), (math.nan,), (0.1, math.inf), (-math.inf, 0.0)], ids=str)
+@pytest.mark.parametrize("mean", [(math.nan,), (0.1, math.inf), (-math.inf, 0.0)], ids=str)
 def test_a_mean_that_is_not_finite_is_refused(mean):
-    """An empty mean, NaN and infinities are refused."""
+    """NaN and infinities are refused."""
     with pytest.raises(ArgumentError, match="mean image of finite numbers"):
         nz.Centred(mean)
 
@@ -153,8 +156,50 @@ def test_centred_survives_the_registry(mean):
     assert hash(decode(written)) == hash(codec)
 
 
-@pytest.mark.parametrize("mean", [None, 0.5, "x", ["x"], [[0.1]], [math.nan], [], {"class": "Pixels"}], ids=repr)
+@pytest.mark.parametrize("mean", [None, 0.5, "x", ["x"], [[0.1]], [math.nan], {"class": "Pixels"}], ids=repr)
 def test_a_bad_mean_in_a_recipe_is_refused(mean):
     """A saved mean that is no list of finite numbers is a damaged recipe."""
     with pytest.raises(CheckpointError, match="bad Centred"):
         decode({"class": "Centred", "mean": mean})
+
+
+# ---- fitted to the images
+
+
+def test_a_mean_that_is_not_known_yet():
+    """Centred() can neither encode nor decode before training: refused with the remedy; its volume is that of every Centred."""
+    codec = nz.Centred()
+    for ask, x in ((codec.encode, images(1, 1, 2, 2)), (codec.decode, torch.zeros(1, 1, 2, 2))):
+        with pytest.raises(ArgumentError, match=r"Centred\(\) knows no mean yet; take Centred.of"):
+            ask(x)
+    assert codec.log_determinant(4) == nz.Pixels().log_determinant(4)
+    assert decode(encode(codec)) == codec
+
+
+def test_only_a_codec_without_a_mean_is_fitted():
+    """fitted() gives Centred() the mean of the images, or of them and their mirror images, and leaves any other codec as it is."""
+    pixels = images(9, 3, 4, 5, seed=1)
+    assert fitted(nz.Centred(), pixels) == nz.Centred.of(pixels)
+    both = torch.cat([pixels, pixels.flip(-1)])
+    assert fitted(nz.Centred(), pixels, mirrored=True) == nz.Centred.of(both) != nz.Centred.of(pixels)
+    for codec in (nz.Pixels(), nz.Centred((0.1, 0.2, 0.3)), nz.Centred.of(both)):
+        for mirrored in (False, True):
+            assert fitted(codec, pixels, mirrored=mirrored) is codec
+
+
+@pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 2500])
+def test_the_mean_of_many_images_is_exact(count):
+    """Summed in parts as integers, the mean is the rounded quotient of the exact sum, whatever the number of images and their order."""
+    pixels = images(count, 1, 2, 3, seed=count)
+    mean = [sum(column) / count / 127.5 - 1 for column in pixels.flatten(1).T.tolist()]
+    assert list(nz.Centred.of(pixels).mean) == mean
+    assert nz.Centred.of(pixels.flip(0)) == nz.Centred.of(pixels)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_recipe_is_centred_on_what_training_sees(flip):
+    """recipes.centred is what training makes of Centred(): the mean of the images, or of them and their mirror images."""
+    pixels = images(7, 1, 8, 8, seed=3)
+    recipe = recipes.centred(tiny_recipe(flip=flip), pixels)
+    assert recipe.codec == fitted(nz.Centred(), pixels, mirrored=flip)
+    assert (recipe.codec == nz.Centred.of(pixels)) is not flip

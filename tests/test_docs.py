@@ -26,6 +26,7 @@ import torch
 
 import nearzero as nz
 from nearzero import registry
+from nearzero.recipes.table import brief
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/nearzero"
@@ -262,25 +263,21 @@ def test_a_quote_must_tell_its_line_from_the_next(house):
 
 
 def test_the_table_of_recipes_is_that_of_the_code():
-    """The table of docs/recipes.md is what the script makes of the recipes: a row for each, in their order."""
-    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
-    assert recipe_table.write(text) == text, f"the table is stale; this writes it: {recipe_table.COMMAND}"
-    table = text.partition(recipe_table.START)[2].partition(recipe_table.END)[0]
-    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(nz.recipes.RECIPES)
+    """docs/table1.md is what the script makes of the recipes: a row for each, in their order."""
+    text = (ROOT / recipe_table.PAGE).read_text(encoding="utf-8")
+    assert text == recipe_table.page(), f"the table is stale; this writes it: {recipe_table.COMMAND}"
+    assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == list(nz.recipes.RECIPES)
     assert (ROOT / recipe_table.COMMAND.split()[-1]).is_file()
 
 
 def test_a_stale_table_is_written_anew(tmp_path):
-    """Whatever stands between the comments is replaced, the rest stays, and a second time nothing changes."""
-    page = tmp_path / "docs/recipes.md"
+    """Whatever the page was, the script writes the table of now, and a second time changes nothing."""
+    page = tmp_path / recipe_table.PAGE
     page.parent.mkdir()
-    page.write_text(f"above\n{recipe_table.START}\n| stale |\n{recipe_table.END}\nbelow\n", encoding="utf-8")
+    page.write_text("stale", encoding="utf-8")
     for _ in range(2):
         assert recipe_table.main(tmp_path) == 0
-        whole = f"above\n{recipe_table.START}\n\n{recipe_table.table()}\n\n{recipe_table.END}\nbelow\n"
-        assert page.read_text(encoding="utf-8") == whole
-    with pytest.raises(ValueError, match="needs the comments"):
-        recipe_table.write("a page without a table")
+        assert page.read_text(encoding="utf-8") == recipe_table.page()
 
 
 @pytest.mark.parametrize(
@@ -296,7 +293,7 @@ def test_a_stale_table_is_written_anew(tmp_path):
 )
 def test_the_table_shows_objects_as_python(value, text):
     """Every object of the table is the expression that makes it, and evaluates to an equal one."""
-    assert recipe_table.brief(value) == text
+    assert brief(value) == text
     assert eval(text, {name: getattr(nz, name) for name in nz.__all__}) == value
 
 

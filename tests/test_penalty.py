@@ -158,3 +158,44 @@ def test_a_weight_that_is_not_positive_is_refused(weight):
     """A weight of 0 or less, infinite or NaN is refused by value."""
     with pytest.raises(ArgumentError, match=f"positive weight, got {weight}"):
         nz.LipschitzPenalty(nz.Regression(nz.DiscreteTimes(), nz.Simple()), weight)
+
+
+@pytest.mark.parametrize("form", [nz.Nu(), nz.W()], ids=["Nu", "W"])
+@pytest.mark.parametrize("weight", [0.01, 3.0])
+def test_the_penalty_over_the_variational_bound(form, weight):
+    """Loss and gradient are FullDiffusion's bound plus weight K(t, t')^2 / D, K over 1/1000 of the range and written out example by example."""
+    x0, u, eps = batch()
+    u[0], u[1] = 1 - 1e-5, 1e-9
+    network = Network()
+    denoiser = nz.Denoiser(network, nz.LinearSigmaVP(), form, nz.Time())
+    bound = nz.VariationalBound(nz.UniformTimes())
+    loss = nz.LipschitzPenalty(bound, weight)(denoiser, x0, u, eps)
+    plain = bound(denoiser, x0, u, eps)
+    extra = []
+    for x0_i, eps_i, t in zip(x0, eps, u.tolist(), strict=True):
+        x = math.sqrt(1 - t * t) * x0_i + t * eps_i
+        beside = t + 1e-3 if t + 1e-3 <= 1 else t - 1e-3
+        F, G = (network.answer(x, torch.tensor(time, dtype=torch.float64)) for time in (t, beside))
+        extra.append(weight * (F - G).square().sum() / 6)
+    expected = plain + torch.stack(extra)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
+    (found,) = torch.autograd.grad(loss.sum(), network.weights)
+    (gradient,) = torch.autograd.grad(expected.sum(), network.weights)
+    torch.testing.assert_close(found, gradient, rtol=1e-8, atol=1e-10)
+    assert bool((loss > plain).all())
+
+
+@pytest.mark.parametrize("form", [nz.Epsilon(), nz.W()], ids=["Regression", "VariationalBound"])
+def test_what_the_objectives_saw(form):
+    """evaluate gives x_t = alpha x0 + sigma eps, its time and the network's answer there, with the losses of a plain call, penalised or not."""
+    x0, u, eps = batch()
+    network, process = Network(), nz.LinearSigmaVP()
+    denoiser = nz.Denoiser(network, process, form, nz.Time())
+    bounded = isinstance(form, nz.W)
+    plain = nz.VariationalBound(nz.UniformTimes()) if bounded else nz.Regression(nz.UniformTimes(), nz.Simple())
+    for objective in (plain, nz.LipschitzPenalty(plain, 0.5)):
+        loss, x, t, F = objective.evaluate(denoiser, x0, u, eps)
+        assert torch.equal(loss, objective(denoiser, x0, u, eps)) and torch.equal(t, u)
+        alpha, sigma = ((1 - u * u).sqrt()[:, None, None], u[:, None, None])
+        torch.testing.assert_close(x, alpha * x0 + sigma * eps, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(F, network.answer(x, u[:, None, None]), rtol=1e-12, atol=1e-15)

@@ -171,6 +171,135 @@ def test_sharing_is_all_that_etsdm_changes():
         assert b.conditioning.interval == 0.1
 
 
+# ---- EDM, Table 2: from Song et al.'s training to EDM's
+
+STEPS = {
+    "vp": [
+        ("vp", "edm_a_vp", {"through", "solver", "grid", "steps"}),
+        ("edm_a_vp", "edm_b_vp", {"training"}),
+        ("edm_b_vp", "edm_c_vp", {"network"}),
+        ("edm_c_vp", "edm_d_vp", {"process", "through", "parameterization", "conditioning", "times", "weighting"}),
+        ("edm_d_vp", "edm_e", {"process", "times", "weighting"}),
+        ("edm_e", "edm", {"training"}),
+    ],
+    "ve": [
+        ("ve", "edm_a_ve", {"through", "solver", "grid", "steps", "training"}),
+        ("edm_a_ve", "edm_b_ve", {"training"}),
+        ("edm_b_ve", "edm_c_ve", {"network"}),
+        ("edm_c_ve", "edm_d_ve", {"process", "through", "parameterization", "conditioning", "times", "weighting"}),
+        ("edm_d_ve", "edm_e", {"process", "times", "weighting", "grid"}),
+        ("edm_e", "edm", {"training"}),
+    ],
+}
+
+
+@pytest.mark.parametrize("column", STEPS)
+def test_each_config_changes_what_its_name_says(column):
+    """A: EDM's sampler on Song et al.'s training; B: training; C: network; D: preconditioning on sigma = t; E: noise levels and weight; F: mirroring. Nothing else."""
+    assert [(a, b, set(differences(named(a), named(b)))) for a, b, _ in STEPS[column]] == STEPS[column]
+
+
+@pytest.mark.parametrize("column", STEPS)
+def test_training_of_each_config(column):
+    """A: batch 128, rate 2e-4 after 640,000 images, clip 1, average 0.9999 (VE 0.999); B to F: 512, 1e-3 after ten million, no clip, half-life 500,000; mirrored but for F."""
+    a, *rest = (named(name).training for name in (f"edm_a_{column}", f"edm_b_{column}", f"edm_d_{column}", "edm_e"))
+    assert (a.batch, a.learning_rate, a.warmup, a.clip, a.flip) == (128, 2e-4, 640_000, 1.0, True)
+    assert a.ema.decay == {"vp": 0.9999, "ve": 0.999}[column]
+    for b in rest:
+        assert (b.batch, b.learning_rate, b.warmup, b.clip, b.flip) == (512, 1e-3, 10_000_000, None, True)
+        assert b.ema.decay ** (500_000 / 512) == pytest.approx(0.5, rel=1e-12)
+    assert differences(named("edm_e"), recipes.edm())["training"][1] == replace(rest[-1], flip=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "widths"), [("a", (1, 2, 2, 2)), ("b", (1, 2, 2, 2)), ("c", (2, 2, 2)), ("d", (2, 2, 2))]
+)
+def test_config_c_drops_the_lowest_resolution(config, widths):
+    """128 channels times 1, 2, 2, 2 until B; from C on 2, 2, 2."""
+    for column in STEPS:
+        network = named(f"edm_{config}_{column}").network
+        assert (network.base, network.multipliers) == (128, widths)
+
+
+@pytest.mark.parametrize("name", [f"edm_{config}_{column}" for config in "abcd" for column in STEPS])
+def test_every_config_is_sampled_on_edms_levels(name):
+    """Samples see sigma = t and 18 levels from 80 with rho 7, by Heun; VE's networks know no less noise than 0.02."""
+    recipe = named(name)
+    seen = recipe.sampled(recipe.denoiser(Recorded()))
+    grid = recipe.grid(recipe.steps, seen.process).numpy()
+    low = 0.02 if name.endswith("ve") else 0.002
+    levels = (80 ** (1 / 7) + np.arange(18) / 17 * (low ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(grid, [*levels, 0], rtol=1e-9)
+    t = f64([0.0, 0.3, 80.0])
+    assert torch.equal(seen.process(t).sigma, t) and recipe.solver == nz.Heun()
+
+
+class Recorded(torch.nn.Module):
+    """A fixed answer that depends on x and c, which keeps what it was told."""
+
+    def forward(self, x, c):
+        self.told = c
+        return torch.sin(2 * x + c.reshape(-1, *(1,) * (x.ndim - 1)) / 300)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.02, 0.5, 3.0, 80.0])
+def test_config_a_of_vp_is_edms_reading_of_song_et_al(sigma):
+    """D(x; sigma) = x - sigma F(x / sqrt(1 + sigma^2); 999 sigma^-1(sigma)), sigma^-1 = (sqrt(.01 + 39.8 log(1 + sigma^2)) - .1) / 19.9 written out."""
+    recipe, network = recipes.edm_a_vp(), Recorded()
+    trained = recipe.denoiser(network)
+    seen = recipe.sampled(trained)
+    assert type(seen) is nz.Rescaled and trained.process == nz.LinearVP() and seen.network is network
+    x = (1 + sigma) * torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x0, eps = seen(x, sigma)
+    noise = 999 * (math.sqrt(0.01 + 39.8 * math.log1p(sigma**2)) - 0.1) / 19.9
+    F = torch.sin(2 * x / math.sqrt(1 + sigma**2) + noise / 300)
+    torch.testing.assert_close(network.told, torch.full((3,), noise, dtype=torch.float64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(x0, x - sigma * F, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(eps, F, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.5, 80.0])
+def test_config_a_of_ve_is_edms_reading_of_song_et_al(sigma):
+    """D(x; sigma) = x - sigma F(x; log sigma), up to the constant log 2 in what the network is told."""
+    recipe, network = recipes.edm_a_ve(), Recorded()
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x0, _ = recipe.sampled(recipe.denoiser(network))(x, sigma)
+    torch.testing.assert_close(x0, x - sigma * torch.sin(2 * x + math.log(sigma) / 300), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("column", STEPS)
+def test_the_loss_of_config_d(column):
+    """lambda(sigma) |D(x) - x0|^2 / dimensions with lambda = 1 / sigma^2, EDM's preconditioning of D written out, and sigma that of the VP or VE SDE's training."""
+    recipe, network = named(f"edm_d_{column}"), Recorded()
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 6, 1, 2, 2, generator=generator, dtype=torch.float64)
+    u = f64([1e-3, 0.1, 0.4, 0.6, 0.9, 0.999])
+    vp = torch.sqrt(torch.expm1(19.9 / 2 * u**2 + 0.1 * u))
+    sigma = (vp if column == "vp" else 0.02 * (100 / 0.02) ** u)[:, None, None, None]
+    loss = recipe.objective()(recipe.denoiser(network), x0, u, eps)
+    x, z = x0 + sigma * eps, sigma**2 + 0.25
+    F = network(x / z.sqrt(), sigma.flatten().log() / 4)
+    D = 0.25 / z * x + 0.5 * sigma / z.sqrt() * F
+    torch.testing.assert_close(loss, ((D - x0).square() / sigma**2).flatten(1).mean(1), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("column", STEPS)
+def test_config_d_keeps_the_noise_levels_and_the_weight(column):
+    """From A to D the noise levels of every draw and the weight 1 / sigma^2 of |D(x) - x0|^2 stay; E changes both."""
+    a, d, e = named(f"edm_a_{column}"), named(f"edm_d_{column}"), recipes.edm_e()
+    u = np.array([1e-6, 0.1, 0.5, 0.9, 0.999])
+    np.testing.assert_allclose(training_levels(d, u), training_levels(a, u), rtol=1e-9)
+    for recipe in (a, d):
+        np.testing.assert_allclose(effective_weight(recipe, SIGMA), 1 / SIGMA**2, rtol=1e-8)
+    assert (np.abs(training_levels(e, u) / training_levels(d, u) - 1) > 0.1).all()
+
+
+def test_uncertainty_is_all_that_edm_uncertainty_adds():
+    """edm_uncertainty is EDM with 16 learned coefficients."""
+    assert differences(recipes.edm(), recipes.edm_uncertainty()) == {"uncertainty": (0, 16)}
+    assert len(recipes.edm_uncertainty().objective().a) == 16
+
+
 # ---- E-TSDM
 
 
@@ -224,11 +353,43 @@ def test_variants_of_ddpm_change_one_thing():
         ("ddpm_continuous", "modified_quadratic"): {"process"},
         ("ddpm_continuous", "modified_cosine"): {"process", "parameterization"},
         ("ddpm_continuous", "remap"): {"conditioning"},
-        ("full", "full_w"): {"parameterization"},
+        ("ddpm_continuous", "remap_sigmoid"): {"conditioning", "grid"},
+        ("full", "full_uncentred"): {"codec"},
+        ("full_uncentred", "full_w"): {"parameterization"},
         ("ddpmpp_elbo", "soft_truncation"): {"times"},
     }
     found = {pair: set(differences(*map(named, pair))) for pair in expected}
     assert found == expected
+
+
+REMAPPED = {  # Table A5: told, times of training, times of sampling
+    "remap": (nz.InverseTime(), False, False),
+    "remap_sampling": (nz.InverseTime(), False, True),
+    "remap_training": (nz.InverseTime(), True, False),
+    "remap_both": (nz.InverseTime(), True, True),
+    "remap_sigmoid": (nz.InverseSigmoid(), False, False),
+    "remap_sigmoid_sampling": (nz.InverseSigmoid(), False, True),
+    "remap_sigmoid_training": (nz.InverseSigmoid(), True, False),
+    "remap_sigmoid_both": (nz.InverseSigmoid(), True, True),
+}
+
+
+@pytest.mark.parametrize("name", REMAPPED)
+def test_table_a5(name):
+    """Told 1/t or log(t / (1 - t)); in training and in sampling either t is uniform in (0, 1) or what is told is, from 1 to 1000 or -6.9 to 6.9; all else is DDPM's."""
+    recipe, base = named(name), recipes.ddpm_continuous()
+    conditioning, training, sampling = REMAPPED[name]
+    u = (np.arange(40) + 0.5) / 40
+    inverse = isinstance(conditioning, nz.InverseTime)
+    low, high = (1000, 1) if inverse else (-math.log(999), math.log(999))
+    line = low + u * (high - low)
+    remapped = 1 / line if inverse else 1 / (1 + np.exp(-line))
+    np.testing.assert_allclose(recipe.times(f64(u), recipe.process).numpy(), remapped if training else u, rtol=1e-9)
+    whole = np.arange(1, 41) / 40 if inverse else u  # log(t / (1 - t)) is infinite at t = 1
+    grid = recipe.grid(40, recipe.process).numpy()
+    np.testing.assert_allclose(grid, [*(remapped if sampling else whole)[::-1], 0], rtol=1e-9)
+    changed = {"conditioning"} | ({"times"} if training else set()) | ({"grid"} if sampling or not inverse else set())
+    assert set(differences(base, recipe)) == changed and recipe.conditioning == conditioning
 
 
 # ---- score-based models and FullDiffusion
@@ -288,6 +449,8 @@ def test_every_recipe_trains_and_samples(name, tmp_path):
     assert all(bool(parameter.isfinite().all()) for parameter in denoiser.parameters())
     answer = denoiser.network(torch.ones(1, 1, 8, 8), torch.ones(1))
     assert bool((answer != 0).any())  # a fresh network answers exactly 0
-    samples = nz.sample(denoiser, (1, 8, 8), solver=recipe.solver, grid=recipe.grid, steps=5, seeds=[1, 2])
+    samples = nz.sample(
+        recipe.sampled(denoiser), (1, 8, 8), solver=recipe.solver, grid=recipe.grid, steps=5, seeds=[1, 2]
+    )
     assert samples.shape == (2, 1, 8, 8) and bool(samples.isfinite().all())
     assert not torch.equal(samples[0], samples[1])

@@ -45,6 +45,7 @@ def test_differences_name_every_field_that_differs():
         "process": nz.LinearVP(), "parameterization": nz.Velocity(), "conditioning": nz.Time(), "times": nz.UniformTimes(),
         "solver": nz.DDIM(), "grid": nz.UniformGrid(), "steps": 50, "network": tiny_recipe().network, "training": tiny_recipe().training,
         "weighting": nz.MinSNR(), "codec": nz.Centred((0.1,)), "penalty": 0.1,
+        "uncertainty": 4, "through": nz.Through(nz.LinearVP()),
     }  # fmt: skip
     assert differences(a, a) == differences(a, replace(a, name="other")) == {}
     for name, value in other.items():
@@ -99,7 +100,7 @@ def test_every_recipe_survives_json(recipe, preset, channels):
 @every
 def test_presets_keep_the_axes(recipe):
     """paper changes nothing but the images' size; small changes network, training and sampling, no axis of training."""
-    assert differences(recipe, paper(recipe, 256, 3)) == {}
+    assert differences(recipe, paper(recipe, recipe.network.size, 3)) == {}
     assert differences(recipe, paper(recipe, 64, 1)) == {
         "network": (recipe.network, replace(recipe.network, size=64, channels=1))
     }
@@ -162,6 +163,8 @@ def bad(make, **values):
         *[bad(EMA, ramp=value) for value in (0.0, 0.99, -10, math.nan)],
         *[bad(Training, steps=value) for value in (0, -1, 2.5, True, "10")],
         *[bad(Training, batch=value) for value in (0, -1, 2.5, True, None)],
+        *[bad(Training, warmup=value) for value in (-1, 2.5, True, None)],
+        *[bad(Training, clip=value) for value in (0.0, -1.0, math.inf, math.nan)],
         *[bad(Training, learning_rate=value) for value in (0.0, -1e-4, math.inf, math.nan)],
         *[
             bad(nz.UNet, **{name: value})

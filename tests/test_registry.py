@@ -17,7 +17,7 @@ from nearzero.process.discrete import CosineBetas, LinearBetas, ListedBetas, Qua
 from nearzero.registry import decode, encode
 
 law = settings(deadline=None, derandomize=True, max_examples=60)
-AXES = {"process", "parameterization", "conditioning", "times", "weighting", "grid", "solvers", "codec"}
+AXES = {"process", "parameterization", "conditioning", "times", "weighting", "grid", "solvers", "codec", "rescaled"}
 OBJECTS = [
     *(nz.LinearVP(), nz.LinearVP(0.2, 15.0), nz.DiscreteVP.linear(), nz.DiscreteVP.linear(10, 1e-3, 0.5)),
     *(nz.DiscreteVP.from_betas([0.1, 1 / 3, 0.7]), LinearBetas(7, 0.1, 0.2), ListedBetas((0.1, 0.2))),
@@ -38,7 +38,18 @@ OBJECTS = [
     *(nz.Shared(nz.Timestep(1000), interval=100, cells=5), nz.Shared(nz.Time(1000.0), interval=0.1, cells=7)),
     *(nz.UniformTimes(), nz.DiscreteTimes(), nz.Simple(), nz.UniformGrid(), nz.SqrtGrid()),
     *(nz.TimestepGrid(), nz.TimestepGrid("leading"), nz.TimestepGrid("linspace")),
+    *(nz.Matched(nz.UniformTimes(), nz.LinearVP()), nz.UniformTold(nz.InverseTime()), nz.Through(nz.KarrasVE())),
+    *(nz.UniformTold(nz.InverseSigmoid(), 0.1, 0.9), nz.QuantileGrid(nz.LogNormalSigma()), nz.Centred()),
+    *(nz.Angle(nz.LinearVP()), nz.Itself(nz.SubVP()), nz.NoiseLevel(nz.SongVE()), nz.Heun(nz.Itself(nz.KarrasVE()))),
+    *(nz.Through(nz.SongVE(), nearest=True), nz.Matched(nz.Stratified(nz.DiscreteTimes()), nz.DiscreteVP.linear())),
     *(nz.DDIM(), nz.DDIM(0.3), nz.Ancestral(), nz.Ancestral("lower"), nz.Pixels()),
+    *(nz.EulerMaruyama(), nz.EulerMaruyama(denoise=False), nz.ReverseDiffusion(), nz.PredictorCorrector()),
+    *(nz.PredictorCorrector(nz.Ancestral("lower"), 2, 0.1), nz.Churn(30.0), nz.Churn.imagenet64()),
+    *(nz.FullDiffusionSolver(), nz.FullDiffusionSolver(2, "bridge"), nz.FullDiffusionSolver(2, "fitted")),
+    *(nz.DPMSolver(), nz.DPMSolver(2), nz.DPMSolverPP(), nz.DPMSolverPP(1, noise=True)),
+    *(nz.RungeKutta2(), nz.RungeKutta2(2 / 3), nz.RungeKutta4(), nz.RK45(), nz.RK45(1e-3, 1e-4)),
+    *(nz.RungeKutta4(nz.Angle(nz.LinearVP())), nz.RK45(clock=nz.Itself(nz.KarrasVE()))),
+    *(nz.TimestepGrid("quadratic"), nz.Aligned(nz.SqrtGrid(), (0.02, 0.1)), nz.Aligned(nz.TimestepGrid(), ())),
 ]
 
 

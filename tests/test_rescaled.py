@@ -1,13 +1,17 @@
 """A network seen through another process: against the exact denoisers of that process."""
 
 import itertools
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import nearzero as nz
+from conftest import pictures, tiny_recipe
 from nearzero.errors import ArgumentError
+from nearzero.registry import decode, encode
 
 
 def f64(values):
@@ -329,3 +333,67 @@ def test_nearest_without_nodes_is_refused():
     """nearest=True over a continuous process is refused by its name."""
     with pytest.raises(ArgumentError, match="nearest: LinearVP has no nodes"):
         nz.Rescaled(nz.Denoiser(Spy(), nz.LinearVP(), nz.Epsilon(), nz.Time()), nz.KarrasVE(), nearest=True)
+
+
+# ---- as part of a recipe and a run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained run of two steps whose samples see sigma = t. Read only."""
+    recipe = replace(
+        tiny_recipe(steps=2), solver=nz.Heun(), grid=nz.KarrasGrid(), through=nz.Through(nz.KarrasVE(80.0))
+    )
+    return nz.train(recipe, pictures(), tmp_path_factory.mktemp("through") / "run")
+
+
+def test_a_recipe_remembers_what_samples_see(run):
+    """`through` goes through JSON and the run folder; a recipe's denoiser is as trained, what samples see is Rescaled, and without `through` the denoiser itself."""
+    recipe = nz.Run.load(run.path).recipe
+    assert recipe == run.recipe == decode(json.loads(json.dumps(encode(run.recipe))))
+    assert recipe.through == nz.Through(nz.KarrasVE(80.0), nearest=False)
+    denoiser = recipe.denoiser()
+    seen = recipe.sampled(denoiser)
+    assert type(denoiser) is nz.Denoiser and denoiser.process == recipe.process
+    assert type(seen) is nz.Rescaled and seen.process == nz.KarrasVE(80.0) and seen.network is denoiser.network
+    assert replace(recipe, through=None).sampled(denoiser) is denoiser
+
+
+def drawn_images(run, denoiser, **asked):
+    """Two samples of a denoiser as pixel values."""
+    usual = {"solver": run.recipe.solver, "grid": run.recipe.grid, "steps": run.recipe.steps}
+    x = nz.sample(denoiser, (1, 8, 8), seeds=[4, 5], dtype=torch.float32, **{**usual, **asked})
+    return 127.5 * (x + 1)
+
+
+def test_a_run_samples_what_its_recipe_sees(run):
+    """run.sample draws through the recipe's process; through=... draws through another instead, the recipe's own process included."""
+    old = run.denoiser()
+    ve = nz.Rescaled(old, nz.KarrasVE(80.0))
+    assert torch.equal(run.sample([4, 5]), drawn_images(run, ve))
+    nearest = nz.Through(nz.KarrasVE(80.0), nearest=True)
+    assert torch.equal(
+        run.sample([4, 5], through=nearest), drawn_images(run, nz.Rescaled(old, nz.KarrasVE(80.0), nearest=True))
+    )
+    cosine = {"grid": nz.KarrasGrid(0.01, 20.0), "solver": nz.DDIM()}
+    asked = run.sample([4, 5], through=nz.Through(nz.LinearVP()), **cosine)
+    assert torch.equal(asked, drawn_images(run, nz.Rescaled(old, nz.LinearVP()), **cosine))
+    same = {"solver": nz.DDIM(), "grid": nz.TimestepGrid(), "steps": 5}
+    own = run.sample([4, 5], through=nz.Through(run.recipe.process), **same)
+    torch.testing.assert_close(own, drawn_images(run, old, **same), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(("nfe", "steps"), [(1, 1), (7, 4), (8, 4)])
+def test_a_run_samples_with_a_budget(run, nfe, steps):
+    """run.sample(nfe=...) takes the steps that Heun makes of nfe evaluations, N of 2 N - 1; with steps too it is refused."""
+    assert torch.equal(run.sample([4, 5], nfe=nfe), run.sample([4, 5], steps=steps))
+    with pytest.raises(ArgumentError, match="either steps.*or nfe"):
+        run.sample([4], nfe=nfe, steps=steps)
+
+
+def test_what_samples_cannot_see_is_refused_before_training(tmp_path):
+    """A recipe whose samples would see more noise than its network is refused at once, and nothing is written."""
+    recipe = replace(tiny_recipe(), through=nz.Through(nz.KarrasVE(1000.0)), grid=nz.KarrasGrid())
+    with pytest.raises(ArgumentError, match="KarrasVE ends at sigma/alpha 1000, beyond the 157"):
+        nz.train(recipe, pictures(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import nearzero as nz
 from conftest import pictures, tiny_recipe, tree
 from nearzero import recipes
+from nearzero.codec import fitted
 from nearzero.errors import CheckpointError, NearzeroError
 from nearzero.run import SCHEMA
 from nearzero.training.loop import train
@@ -40,6 +41,7 @@ def test_a_run_comes_back(trained):
 def test_every_recipe_comes_back_from_disk(tmp_path, name, preset):
     """A run of any recipe and preset, written and loaded, has the same recipe, unprintable seeds and names included."""
     recipe = recipes.PRESETS[preset](recipes.named(name), 32, 3)
+    recipe = replace(recipe, codec=fitted(recipe.codec, pictures(1, 32, 3).pixels))
     run = nz.Run.create(tmp_path, recipe, {"name": "Zürich \u2028", "count": 1}, 2**32 - 1)
     assert nz.Run.load(tmp_path) == run
 

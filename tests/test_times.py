@@ -593,3 +593,147 @@ def test_importance_times_estimate_the_likelihood_integral(process, name, t_min)
         error = (network.eps(alpha * x0 + sigma * eps, t) - eps)[:, 0] ** 2
         rate = process.diffusion2(t) / sigma[:, 0] ** 2 * t * math.log(process.end / t_min)
         assert found == pytest.approx((weights * rate * error).sum().item(), rel=1e-8)
+
+
+# ---- the noise levels of another process
+
+
+def test_matched_times_have_the_other_processs_noise():
+    """Matched(UniformTimes(), LinearVP()) draws sigma = sqrt(exp(19.9 / 2 u^2 + .1 u) - 1) on KarrasVE, to a relative 1e-12, at the extreme draws too."""
+    u = f64([FIRST, 1e-9, 0.01, 0.3, 0.5, 0.77, 0.999, LAST])
+    for end in (153.0, 1e4):
+        t = nz.Matched(nz.UniformTimes(), nz.LinearVP())(u, nz.KarrasVE(end))
+        expected = np.sqrt(np.expm1(19.9 / 2 * u.numpy() ** 2 + 0.1 * u.numpy()))
+        np.testing.assert_allclose(t.numpy(), expected, rtol=1e-12)
+
+
+@given(data=st.data(), u=st.lists(st.floats(FIRST, 1 - 1e-6), min_size=1, max_size=4))
+def test_matched_times_have_the_same_log_snr(data, u):
+    """The log-SNR of matched times on any longer process is that of the inner times on their own process; to its own process they are the inner times."""
+    inner = data.draw(st.sampled_from([nz.UniformTimes(), nz.LogNormalSigma(), nz.Stratified(nz.UniformTimes())]))
+    other, mine = data.draw(st.sampled_from(list(ALL.values()))), data.draw(st.sampled_from(list(NO_SIGNAL.values())))
+    t = inner(f64(u), other)
+    found = mine(nz.Matched(inner, other)(f64(u), mine)).logsnr
+    torch.testing.assert_close(found, other(t).logsnr, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(nz.Matched(inner, other)(f64(u), other), t, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("process", "other"),
+    [
+        (nz.KarrasVE(152.0), nz.LinearVP()),
+        (nz.LinearVP(), nz.CosineVP()),
+        (nz.LinearVP(), nz.DiscreteVP.linear()),
+        (nz.SubVP(), nz.StraightPath()),
+    ],
+    ids=repr,
+)
+def test_a_process_that_ends_too_early_is_refused(process, other):
+    """Where the other process goes on to more noise both are named, with the remedy."""
+    names = f"{type(process).__name__} ends before {type(other).__name__}.*take a longer one"
+    with pytest.raises(ArgumentError, match=names):
+        nz.Matched(nz.UniformTimes(), other)(f64([0.5]), process)
+
+
+@pytest.mark.parametrize("steps", [10, 50, 100, 1000])
+def test_the_same_end_by_another_rounding_is_not_refused(steps):
+    """KarrasVE that ends at the process's own last sigma / alpha, computed in float64, is long enough, and no time lies beyond it."""
+    for other in (nz.DiscreteVP.linear(steps), nz.LinearVP(0.1, 10.0 + steps / 100)):
+        process = nz.KarrasVE((-_logsnr_end(other) / 2).exp().item())
+        t = nz.Matched(nz.UniformTimes(), other)(f64([0.5, LAST]), process)
+        assert bool((t <= process.end).all())
+
+
+def _logsnr_end(process):
+    return process(f64(process.end)).logsnr
+
+
+# ---- uniform in what the network is told
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "ends", "told"),
+    [
+        (nz.InverseTime(), (1e-3, 1.0), lambda t: 1 / t),
+        (nz.InverseTime(), (0.02, 0.7), lambda t: 1 / t),
+        (nz.InverseSigmoid(), (1e-3, 0.999), lambda t: np.log(t / (1 - t))),
+        (nz.InverseSigmoid(), (0.2, 0.9), lambda t: np.log(t / (1 - t))),
+    ],
+)
+def test_what_is_told_is_uniform(conditioning, ends, told):
+    """The told number has the quantiles of a uniform one: it lies at u between those at t_min and t_max, and the times in between."""
+    u = f64([FIRST, 0.1, 0.25, 0.5, 0.75, 0.9, LAST])
+    t = nz.UniformTold(conditioning, *ends)(u, nz.LinearVP()).numpy()
+    low, high = (told(np.float64(end)) for end in ends)
+    np.testing.assert_allclose((told(t) - low) / (high - low), u.numpy(), rtol=1e-9, atol=1e-12)
+    assert (t >= ends[0] * (1 - 1e-12)).all() and (t <= ends[1]).all() and (np.diff(t) > 0).all()
+
+
+@given(t_min=st.floats(1e-9, 0.99), t_max=st.one_of(st.just(1.0), st.floats(0.991, 1.0)), u=uniforms)
+def test_told_times_are_legal(t_min, t_max, u):
+    """Whatever the ends and the draw, a told time is a time: above 0 and not beyond 1."""
+    t = nz.UniformTold(nz.InverseTime(), t_min, t_max)(f64([u, FIRST, LAST]), nz.LinearVP())
+    assert bool(((t > 0) & (t <= 1)).all())
+    nz.LinearVP()(t)
+
+
+def test_draws_of_told_numbers_are_uniform():
+    """Of training's own draws log(t / (1 - t)) is uniform between -log 999 and log 999, and 1/t between 1 and 1000 (Kolmogorov, 1 %)."""
+    u = drawn(4000)
+    t = nz.UniformTold(nz.InverseSigmoid(), t_max=0.999)(u, nz.LinearVP())
+    assert ks((torch.logit(t) + math.log(999)) / (2 * math.log(999))) < 1.63
+    t = nz.UniformTold(nz.InverseTime())(u, nz.LinearVP())
+    assert ks((1 / t - 1) / 999) < 1.63
+
+
+def test_an_infinite_told_number_is_refused():
+    """InverseSigmoid is infinite at 1: with t_max = 1 its times are refused, not infinite."""
+    with pytest.raises(ArgumentError, match="InverseSigmoid at t = 1 is infinite"):
+        nz.UniformTold(nz.InverseSigmoid())(f64([0.5]), nz.LinearVP())
+
+
+@pytest.mark.parametrize("conditioning", [nz.Time(), nz.Timestep(), nz.LogSigma(), None], ids=repr)
+def test_only_remapped_times_can_be_told_uniformly(conditioning):
+    """A conditioning without `time_of` is refused, with those that have it."""
+    with pytest.raises(ArgumentError, match="needs InverseTime or InverseSigmoid"):
+        nz.UniformTold(conditioning)
+
+
+@pytest.mark.parametrize(
+    "ends", [(0.0, 1.0), (-0.1, 1.0), (0.5, 0.5), (0.6, 0.5), (0.1, 1.1), (math.nan, 1.0), (0.1, math.nan)]
+)
+def test_ends_of_told_times_lie_in_order(ends):
+    """0 < t_min < t_max <= 1, NaN included."""
+    with pytest.raises(ArgumentError, match="0 < t_min < t_max <= 1"):
+        nz.UniformTold(nz.InverseTime(), *ends)
+
+
+# ---- a grid as dense as training
+
+
+@pytest.mark.parametrize("steps", [1, 2, 18, 250])
+def test_a_quantile_grid_holds_quantiles(steps):
+    """Its positive times are the quantiles (i + 1/2) / n, decreasing, and its last is exactly 0: of the uniform, log-normal and told distributions written out."""
+    middle = (np.arange(steps)[::-1] + 0.5) / steps
+    normal = [float(mp.sqrt(2) * mp.erfinv(2 * mpf(u) - 1)) for u in middle]
+    cases = [
+        (nz.UniformTimes(), nz.LinearVP(), middle),
+        (nz.UniformTimes(), nz.KarrasVE(80.0), 80 * middle),
+        (nz.LogNormalSigma(), nz.KarrasVE(1e30), np.exp(-1.2 + 1.2 * np.array(normal))),
+        (nz.ImportanceTimes(0.02), nz.KarrasVE(100.0), 0.02 * 5000**middle),
+        (nz.UniformTold(nz.InverseTime()), nz.LinearVP(), 1 / (1000 - 999 * middle)),
+    ]
+    for times, process, expected in cases:
+        grid = nz.QuantileGrid(times)(steps, process)
+        assert grid.dtype == torch.float64 and grid.shape == (steps + 1,) and grid[-1].item() == 0
+        np.testing.assert_allclose(grid[:-1].numpy(), expected, rtol=1e-9)
+        assert bool((grid.diff() < 0).all())
+
+
+def test_a_quantile_grid_needs_different_times():
+    """More steps than a discrete distribution has times are refused; as many are its nodes, bit by bit."""
+    process = nz.DiscreteVP.linear(20)
+    nodes = torch.arange(20, -1, -1, dtype=torch.float64) / 20
+    assert torch.equal(nz.QuantileGrid(nz.DiscreteTimes())(20, process), nodes)
+    with pytest.raises(ArgumentError, match="fewer than 21 different times"):
+        nz.QuantileGrid(nz.DiscreteTimes())(21, process)

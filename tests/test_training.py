@@ -10,16 +10,20 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
 import nearzero as nz
-from conftest import pictures, tiny_recipe, tree
+from conftest import pictures, tiny_recipe, tree, write_folder
 from nearzero import recipes
+from nearzero.cli import run as command
 from nearzero.errors import ArgumentError, CheckpointError, DataError, DiskError, NumericalError, Stopped
 from nearzero.files import to_bytes
 from nearzero.training import loop
 from nearzero.training.loop import batch, steps, train
+from nearzero.training.preflight import measure
 from nearzero.training.signals import stop_on_signals
 from nearzero.training.state import TrainingState
 
@@ -327,6 +331,204 @@ def test_the_average_is_that_of_the_weights():
         assert torch.equal(weight, state.average[name])
 
 
+# ---- the rate and the norm of gradients
+
+
+@given(st.integers(0, 5000), st.integers(1, 64), st.integers(1, 10_000), st.floats(1e-6, 1.0))
+def test_the_rate_rises_linearly_and_stays(warmup, size, step, rate):
+    """Step n's rate is learning_rate times the share of `warmup` images that n batches hold, at most 1; without warm-up it is the rate from the first step."""
+    training = recipes.Training(steps=1, batch=size, learning_rate=rate, flip=False, warmup=warmup)
+    expected = rate if step * size >= warmup else rate * step * size / warmup
+    assert training.rate(step) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.fixture
+def adam(monkeypatch):
+    """What Adam was given in each step: its rate, the gradients' joint norm and the gradients."""
+    given, step = [], torch.optim.Adam.step
+
+    def spy(self, *arguments):
+        (group,) = self.param_groups
+        gradients = [weight.grad.double().clone() for weight in group["params"]]
+        norm = sum(gradient.square().sum() for gradient in gradients).sqrt().item()
+        given.append((group["lr"], norm, gradients))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    return given
+
+
+def test_adam_warms_up(tmp_path, adam):
+    """With 20 images of warm-up in batches of 4 Adam's rates are 1/5, 2/5, ... of the rate and then the rate; a resume goes on where it stopped."""
+    recipe = tiny_recipe(warmup=20, steps=8)
+    train(recipe, pictures(), tmp_path / "run")
+    expected = [1e-3 * share for share in (0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1)]
+    assert [rate for rate, _, _ in adam] == pytest.approx(expected, rel=1e-12)
+    adam.clear()
+    for k in (3, 8):
+        train(tiny_recipe(warmup=20, steps=k), pictures(), tmp_path / "parts", resume=k == 8)
+    assert [rate for rate, _, _ in adam] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 400])
+def test_the_first_update_has_the_first_rate(warmup):
+    """Adam's first step moves no weight by more than rate(1), and those of a gradient far above its 1e-8 by that very number."""
+    recipe = tiny_recipe(warmup=warmup)
+    state = TrainingState(recipe, 0, CPU)
+    before = {name: weight.detach().double().clone() for name, weight in state.weights.items()}
+    next(steps(state, recipe, pictures(), 0))
+    first = 1e-3 * (4 / 400 if warmup else 1)
+    assert recipe.training.rate(1) == pytest.approx(first, rel=1e-12)
+    seen = 0
+    for name, weight in state.weights.items():
+        move = (weight.detach().double() - before[name]).abs()
+        assert move.max().item() <= first * (1 + 1e-4) + 1e-7
+        large = weight.grad.abs() > 1e-4
+        seen += int(large.sum())
+        # the weights are float32: near 1 they take steps of 6e-8
+        assert bool(((move[large] - first).abs() <= first * 2e-4 + 1.2e-7).all())
+    assert seen > 100
+
+
+def test_clipped_gradients_keep_their_direction(adam):
+    """No gradient that Adam is given has a norm above `clip`; a longer one is scaled down to it, a shorter one is as it was."""
+    losses = []
+    for clip in (None, 0.05, 1e6):
+        recipe = tiny_recipe(clip=clip, steps=1)
+        losses.append([now.loss for now in steps(TrainingState(recipe, 0, CPU), recipe, pictures(), 0)])
+    (_, free, plain), (_, norm, short), (_, same, long) = adam
+    assert free > 0.5 and same == free and all(map(torch.equal, plain, long))
+    assert norm == pytest.approx(0.05, rel=1e-4) and norm <= 0.05
+    for a, b in zip(plain, short, strict=True):
+        torch.testing.assert_close(b, a * (norm / free), rtol=1e-5, atol=1e-12)
+    adam.clear()
+    recipe = tiny_recipe(clip=0.05, steps=6)
+    list(steps(TrainingState(recipe, 0, CPU), recipe, pictures(), 0))
+    assert len(adam) == 6 and max(norm for _, norm, _ in adam) <= 0.05
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_warming_up_and_clipping_resume_bit_for_bit(tmp_path, k):
+    """With warm-up, clipping and mirroring a run that stops at step k and goes on is the run that does not, and not the run without them."""
+    asked = {"warmup": 20, "clip": 0.05, "flip": True}
+    whole = train(tiny_recipe(**asked), pictures(), tmp_path / "whole")
+    train(tiny_recipe(**asked, steps=k), pictures(), tmp_path / "parts")
+    assert newest(train(tiny_recipe(**asked), pictures(), tmp_path / "parts", resume=True)) == newest(whole)
+    plain = newest(train(tiny_recipe(flip=True), pictures(), tmp_path / "plain"))
+    assert plain["weights.safetensors"] != newest(whole)["weights.safetensors"]
+
+
+# ---- the mean of the images
+
+
+def grey(count=6, seed=2):
+    """Pictures that are darker on the left: no mean of them is symmetric."""
+    generator = torch.Generator().manual_seed(seed)
+    shade = torch.arange(8) * 20
+    return nz.Images((torch.randint(0, 100, (count, 1, 8, 8), generator=generator) + shade).to(torch.uint8))
+
+
+def tiny_full(name="full", **training):
+    """FullDiffusion's axes with the tiny network."""
+    short = tiny_recipe(**training)
+    return replace(recipes.named(name), network=short.network, training=short.training, steps=5)
+
+
+def written_mean(run):
+    """The mean in run.json."""
+    return json.loads((run.path / "run.json").read_text())["recipe"]["codec"].get("mean")
+
+
+def test_full_subtracts_the_mean_of_its_images(tmp_path):
+    """nz.train writes the mean image in [-1, 1] into run.json, the data it trains on have mean 0, samples get it back, and resume keeps it bit for bit."""
+    images = grey()
+    run = train(tiny_full(), images, tmp_path / "run")
+    expected = (images.pixels.double().mean(0) / 127.5 - 1).flatten().tolist()
+    assert written_mean(run) == pytest.approx(expected, abs=1e-15)
+    x0 = torch.cat([batch(run.recipe, images, 0, n, CPU)[0] for n in range(3)])  # 12 samples: two epochs of six images
+    assert x0.double().mean(0).abs().max().item() < 1e-6
+    x = nz.sample(
+        run.denoiser(),
+        (1, 8, 8),
+        solver=run.recipe.solver,
+        grid=run.recipe.grid,
+        steps=5,
+        seeds=[3],
+        dtype=torch.float32,
+    )
+    mean = torch.tensor(expected).reshape(1, 8, 8)
+    torch.testing.assert_close(run.sample([3]), 127.5 * (x + mean + 1), rtol=1e-5, atol=1e-3)
+    before = written_mean(run)
+    train(tiny_full(steps=3), images, tmp_path / "parts")
+    parts = train(tiny_full(), images, tmp_path / "parts", resume=True)
+    assert written_mean(parts) == before and newest(parts) == newest(run)
+    again = train(run.recipe, images, tmp_path / "parts", resume=True)  # the recipe as the run holds it
+    assert newest(again) == newest(run)
+
+
+def test_the_command_subtracts_the_same_mean(tmp_path):
+    """`nearzero train full` writes the mean that nz.train does, of the folder's images, and trains to the same bits; resume keeps it, and full_uncentred has none."""
+    folder = write_folder(tmp_path / "data")
+    images = nz.read_folder(folder)
+    asked = ["--data", str(folder), "--steps", "2", "--batch", "2", "--device", "cpu", "--preset", "small"]
+    assert command(["train", "full", *asked, "--out", str(tmp_path / "a")]) == 0
+    run = nz.Run.load(tmp_path / "a")
+    small = recipes.small(recipes.full(), 8, 1)
+    same = train(replace(small, training=replace(small.training, steps=2, batch=2)), images, tmp_path / "b")
+    assert run.recipe == same.recipe and newest(run) == newest(same)
+    assert written_mean(run) == list(nz.Centred.of(images.pixels).mean)
+    assert command(["train", "--resume", "--out", str(tmp_path / "a"), "--steps", "3", "--device", "cpu"]) == 0
+    assert nz.Run.load(tmp_path / "a").step == 3 and written_mean(nz.Run.load(tmp_path / "a")) == written_mean(run)
+    assert command(["train", "full_uncentred", *asked, "--out", str(tmp_path / "c")]) == 0
+    assert written_mean(nz.Run.load(tmp_path / "c")) is None
+
+
+def test_full_uncentred_does_not(tmp_path):
+    """full_uncentred and full_w train on pixels in [-1, 1] as they are, and record no mean; full_centred is full by another name."""
+    images = grey()
+    for name in ("full_uncentred", "full_w"):
+        run = train(tiny_full(name, steps=1), images, tmp_path / name)
+        assert run.recipe.codec == nz.Pixels() and written_mean(run) is None
+        x0, _, _ = batch(run.recipe, images, 0, 0, CPU)
+        known = (images.pixels.float() / 127.5 - 1).flatten(1).tolist()
+        assert all(image in known for image in x0.flatten(1).tolist())
+    runs = [train(tiny_full(name, steps=1), images, tmp_path / name) for name in ("full", "full_centred")]
+    assert newest(runs[0]) == newest(runs[1]) and written_mean(runs[0]) == written_mean(runs[1])
+
+
+def test_mirrored_images_have_a_symmetric_mean(tmp_path):
+    """With mirroring the mean is that of all images and their mirror images, so that a mirrored image minus it plus it is that mirrored image."""
+    images = grey()
+    run = train(tiny_full(flip=True, steps=1), images, tmp_path / "run")
+    mean = torch.tensor(written_mean(run)).reshape(8, 8)
+    torch.testing.assert_close(mean, mean.flip(-1), rtol=0, atol=1e-15)
+    both = torch.cat([images.pixels, images.pixels.flip(-1)])
+    assert written_mean(run) == pytest.approx((both.double().mean(0) / 127.5 - 1).flatten().tolist(), abs=1e-15)
+    lopsided = replace(run.recipe, codec=nz.Centred.of(images.pixels))
+    known = {tuple(image.flatten().tolist()) for image in both}
+    for recipe in (run.recipe, lopsided):
+        x0, _, _ = batch(recipe, images, 0, 0, CPU)
+        assert {tuple(image.round().int().flatten().tolist()) for image in recipe.codec.decode(x0)} <= known
+
+
+def test_a_run_on_a_mean_is_not_resumed_with_other_images(tmp_path):
+    """Other images have another mean: the refusal names the images, not the numbers of the mean, and another codec is told in few words."""
+    train(tiny_full(steps=2), grey(), tmp_path / "run")
+    with pytest.raises(DataError, match="these are not the 6 images"):
+        train(tiny_full(steps=2), grey(seed=9), tmp_path / "run", resume=True)
+    with pytest.raises(ArgumentError, match="another codec: .*asked is Pixels") as caught:
+        train(replace(tiny_full(steps=2), codec=nz.Pixels()), grey(), tmp_path / "run", resume=True)
+    assert len(str(caught.value)) < 700
+
+
+def test_antithetic_times_train(tmp_path):
+    """A recipe of pairs u, 1 - u trains, comes back from disk and samples; its measurement uses even batches."""
+    recipe = replace(tiny_recipe(steps=2), times=nz.Antithetic(nz.DiscreteTimes()))
+    run = nz.Run.load(train(recipe, pictures(), tmp_path / "run").path)
+    assert run.recipe == recipe and run.sample([0]).shape == (1, 1, 8, 8)
+    assert measure(recipe, tmp_path).images_per_second > 0
+
+
 # ---- signals
 
 
@@ -421,11 +623,16 @@ def test_moments_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
     """A gradient whose square overflows freezes Adam while weights stay finite: NumericalError, and the checkpoint before it stays."""
     objective = recipes.Recipe.objective
 
-    def steep(self):
-        calls = iter(range(1, 100))
-        return lambda *arguments: objective(self)(*arguments) * (1e25 if next(calls) == 5 else 1.0)
+    class Steep(torch.nn.Module):
+        def __init__(self, recipe):
+            super().__init__()
+            self.inner, self.calls = objective(recipe), 0
 
-    monkeypatch.setattr(recipes.Recipe, "objective", steep)
+        def forward(self, *arguments):
+            self.calls += 1
+            return self.inner(*arguments) * (1e25 if self.calls == 5 else 1.0)
+
+    monkeypatch.setattr(recipes.Recipe, "objective", lambda recipe: Steep(recipe))
     with pytest.raises(NumericalError, match="not finite at step 6"):
         train(tiny_recipe(), pictures(), tmp_path / "run", checkpoint_every=4)
     assert nz.Run.load(tmp_path / "run").step == 4

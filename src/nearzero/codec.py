@@ -56,24 +56,30 @@ class Pixels:
 class Centred:
     """Pixels minus a mean image: data of mean 0, which FullDiffusion's Nu assumes.
 
-    `mean` holds the mean image in [-1, 1], or one number for each channel, flattened.
+    `mean` holds the mean image in [-1, 1], or one number for each channel, flattened. `Centred()` takes the mean of the
+    images that it is trained on (`fitted`); until then it can neither encode nor decode.
 
     >>> Centred((0.5,)).encode(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)).max()
     tensor(0.5000)
     """
 
-    mean: tuple[float, ...]
+    mean: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.mean or not all(math.isfinite(value) for value in self.mean):
+        if not all(math.isfinite(value) for value in self.mean):
             raise ArgumentError(f"Centred needs a mean image of finite numbers, got {str(self.mean)[:60]}")
 
     @classmethod
     def of(cls, images: Tensor) -> Centred:
         """Centred at the mean of uint8 images (N, C, H, W)."""
-        return cls(tuple((images.to(torch.float64).mean(0) / 127.5 - 1).flatten().tolist()))
+        total = torch.zeros(images.shape[1:], dtype=torch.int64)
+        for part in images.split(1024):  # a float64 copy of all of them would take eight times their memory
+            total += part.sum(0, dtype=torch.int64).to(total)
+        return cls(tuple((total.to(torch.float64) / len(images) / 127.5 - 1).flatten().tolist()))
 
     def _mean(self, x: Tensor) -> Tensor:
+        if not self.mean:
+            raise ArgumentError("Centred() knows no mean yet; take Centred.of(images), or train, which fits it")
         shape = x.shape[1:]
         mean = x.new_tensor(self.mean)
         if mean.numel() == math.prod(shape):
@@ -94,3 +100,13 @@ class Centred:
     def log_determinant(self, dim: int) -> float:
         """-dim log 127.5, in nats: a shift changes no volume."""
         return Pixels().log_determinant(dim)
+
+
+def fitted(codec: Codec, images: Tensor, *, mirrored: bool = False) -> Codec:
+    """The codec for these uint8 images (N, C, H, W), half of them mirrored if `mirrored`.
+
+    `Centred()` takes the mean of the images as training sees them, any other codec stays as it is.
+    """
+    if codec != Centred():
+        return codec
+    return Centred.of(torch.cat([images, images.flip(-1)]) if mirrored else images)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError
-from nearzero.level import expand
+from nearzero.level import Level, expand
 from nearzero.parameterization import Nu, W, regression_target
 from nearzero.times import Antithetic, Stratified, Times, UniformTimes
 from nearzero.weighting import Weighting
 
 
 class Evaluation(NamedTuple):
-    """What a regression saw: losses (B,), x_t, t float64 (B,) and the network's answer F."""
+    """What an objective saw: losses (B,), x_t, t float64 (B,) and the network's answer F."""
 
     loss: Tensor
     x: Tensor
@@ -60,7 +60,7 @@ class Regression(nn.Module):
 
 
 class LipschitzPenalty(nn.Module):
-    """DDPM-r: adds `weight` times K(t, t')^2 / D to a regression, with a second forward at the same x_t.
+    """DDPM-r: adds `weight` times K(t, t')^2 / D to an objective, with a second forward at the same x_t.
 
         K(t, t') = |F(x_t, t) - F(x_t, t')| / |t - t'|,   t' the next timestep (the one before, at the last)
 
@@ -69,7 +69,7 @@ class LipschitzPenalty(nn.Module):
     2024, D.3.1.
     """
 
-    def __init__(self, objective: Regression, weight: float) -> None:
+    def __init__(self, objective: Regression | VariationalBound, weight: float) -> None:
         super().__init__()
         if not 0 < weight < math.inf:
             raise ArgumentError(f"LipschitzPenalty needs a positive weight, got {weight}")
@@ -78,13 +78,54 @@ class LipschitzPenalty(nn.Module):
 
     def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
         """One loss for each example of x0 (B, ...)."""
+        return self.evaluate(denoiser, x0, u, eps, **condition).loss
+
+    def evaluate(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
+        """The penalised losses with what the objective saw."""
         now = self.objective.evaluate(denoiser, x0, u, eps, **condition)
         steps, end = getattr(denoiser.process, "steps", 1000), denoiser.process.end
         node = now.t * steps / end
         node = torch.where((node - node.round()).abs() < 1e-6, node.round(), node)  # the snap that the docstring states
         beside = torch.where(node + 1 > steps, node - 1, node + 1) / steps * end
         answer, _, _ = denoiser.output(now.x, beside, **condition)
-        return now.loss + self.weight * (now.F - answer).square().reshape(len(x0), -1).mean(1)
+        return now._replace(loss=now.loss + self.weight * (now.F - answer).square().reshape(len(x0), -1).mean(1))
+
+
+class LearnedUncertainty(nn.Module):
+    """Balances noise levels by what is left to learn there: loss / exp(u) + u, with u learned beside the network.
+
+        u = sum_k a_k cos(pi k (1 + z) / 2),  k = 0 ... terms - 1,   z = tanh(log(sigma / alpha) / 4)
+
+    At its optimum u is the log of the mean loss at a level, and every level then weighs the same. z is finite at both
+    ends. The bound of VariationalBound is signed and has no such u: ArgumentError.
+    Reference: Kendall et al., CVPR 2018; Karras et al., Analyzing and improving the training dynamics, CVPR 2024,
+    Eq. 21, whose one linear layer on random Fourier features this series replaces.
+
+    >>> LearnedUncertainty(Regression(UniformTimes(), Simple()), terms=8).u(LinearVP()(torch.tensor([0.0, 1.0])))
+    tensor([0., 0.], grad_fn=<MvBackward0>)
+    """
+
+    def __init__(self, objective: Regression | LipschitzPenalty, terms: int) -> None:
+        super().__init__()
+        if isinstance(terms, bool) or not isinstance(terms, int) or terms < 1:
+            raise ArgumentError(f"LearnedUncertainty needs at least 1 term, got {terms}")
+        inner = objective.objective if isinstance(objective, LipschitzPenalty) else objective
+        if isinstance(inner, VariationalBound):
+            raise ArgumentError("LearnedUncertainty balances squared errors; VariationalBound is a signed bound")
+        self.objective = objective
+        self.a = nn.Parameter(torch.zeros(terms, dtype=torch.float32))
+
+    def u(self, level: Level) -> Tensor:
+        """The learned log of the mean loss at each level (B,), float32 on the parameters' device."""
+        z = torch.tanh(-level.logsnr.to(torch.float64) / 8)
+        k = torch.arange(len(self.a), dtype=torch.float64, device=z.device)
+        return torch.cos(math.pi / 2 * (1 + z)[:, None] * k).to(self.a) @ self.a
+
+    def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
+        """One loss for each example of x0 (B, ...)."""
+        now = self.objective.evaluate(denoiser, x0, u, eps, **condition)
+        log_loss = self.u(denoiser.process(now.t)).to(now.loss)
+        return now.loss * torch.exp(-log_loss) + log_loss
 
 
 class VariationalBound(nn.Module):
@@ -116,6 +157,10 @@ class VariationalBound(nn.Module):
 
     def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
         """One loss for each example of x0 (B, ...); u in (0, 1) float64 (B,), eps shaped like x0."""
+        return self.evaluate(denoiser, x0, u, eps, **condition).loss
+
+    def evaluate(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
+        """The loss with x_t, t and the network's answer, for terms that look at them again."""
         t = self.times(u.to(torch.float64), denoiser.process)
         level = denoiser.process(t)
         if not isinstance(denoiser.parameterization, Nu | W) or bool((level.sigma != t).any()):
@@ -124,12 +169,15 @@ class VariationalBound(nn.Module):
                 f"{type(denoiser.parameterization).__name__} on {type(denoiser.process).__name__}"
             )
         alpha, sigma = (expand(value, x0) for value in level)
-        F, _, _ = denoiser.output(alpha * x0 + sigma * eps, t, **condition)
+        x = alpha * x0 + sigma * eps
+        F, _, _ = denoiser.output(x, t, **condition)
         constant = x0[0].numel() / 2 * math.log(math.tau)
         if isinstance(denoiser.parameterization, W):
-            return _sum(sigma * (x0 - F) ** 2 + 2 * alpha * F * eps) + constant
+            loss = _sum(sigma * (x0 - F) ** 2 + 2 * alpha * F * eps) + constant
+            return Evaluation(loss, x, t, F)
         inner = alpha * sigma * F + 2 * (alpha * (1 + sigma**2) * eps - sigma**3 * x0)
-        return _sum(alpha * F * inner + x0**2 / 6) + constant + x0[0].numel() * 7 / 12
+        loss = _sum(alpha * F * inner + x0**2 / 6) + constant + x0[0].numel() * 7 / 12
+        return Evaluation(loss, x, t, F)
 
 
 def _sum(x: Tensor) -> Tensor:

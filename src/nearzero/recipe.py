@@ -9,17 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nearzero.codec import Centred, Codec
+from nearzero.codec import Centred, Codec, fitted
 from nearzero.conditioning import Conditioning
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError
 from nearzero.grid import Grid
 from nearzero.networks import NetworkSpec
 from nearzero.networks.unet import UNet
-from nearzero.objective import LipschitzPenalty, Regression, VariationalBound
+from nearzero.objective import LearnedUncertainty, LipschitzPenalty, Regression, VariationalBound
 from nearzero.parameterization import Nu, Parameterization, W
 from nearzero.process import Process
 from nearzero.registry import register
+from nearzero.rescaled import Through
 from nearzero.solvers import Solver
 from nearzero.solvers.sde import Ancestral
 from nearzero.times import Times
@@ -51,13 +52,19 @@ class EMA:
 @register
 @dataclass(frozen=True)
 class Training:
-    """How the weights are found: Adam at a constant rate, `batch` images a step, mirrored at random if `flip`."""
+    """How the weights are found: Adam, `batch` images a step, mirrored at random if `flip`.
+
+    The rate rises linearly over the first `warmup` images and is constant then; gradients of a norm above `clip` are
+    scaled down to it, if there is one.
+    """
 
     steps: int
     batch: int
     learning_rate: float
     flip: bool
     ema: EMA = field(default_factory=EMA)
+    warmup: int = 0
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
@@ -66,6 +73,14 @@ class Training:
                 raise ArgumentError(f"{name} must be at least 1, got {value}")
         if not 0 < self.learning_rate < math.inf:
             raise ArgumentError(f"learning_rate must be positive, got {self.learning_rate}")
+        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
+            raise ArgumentError(f"warmup counts images: an integer of at least 0, got {self.warmup}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ArgumentError(f"clip must be a positive norm, or None for no limit, got {self.clip}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 1."""
+        return self.learning_rate * min(1.0, step * self.batch / self.warmup if self.warmup else 1.0)
 
 
 @register
@@ -73,7 +88,8 @@ class Training:
 class Recipe:
     """A choice on each axis, with the codec, the network, its training and the number of sampling steps.
 
-    `penalty` is the weight of LipschitzPenalty (DDPM-r), 0 for none.
+    `penalty` is the weight of LipschitzPenalty (DDPM-r) and `uncertainty` the number of LearnedUncertainty's terms, 0
+    for none. With `through`, samples see another process than training did.
     """
 
     name: str
@@ -89,21 +105,23 @@ class Recipe:
     network: NetworkSpec
     training: Training
     penalty: float = 0.0
+    uncertainty: int = 0
+    through: Through | None = None
 
     def denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """The recipe's denoiser around `network`, or around one with fresh weights."""
         return Denoiser(network or self.network.build(), self.process, self.parameterization, self.conditioning)
 
+    def sampled(self, denoiser: Denoiser) -> Denoiser:
+        """A denoiser of this recipe as samples see it."""
+        return denoiser if self.through is None else self.through(denoiser)
+
     def objective(self) -> nn.Module:
         """What training minimises: a regression of the network's output, or for Nu and W the variational bound."""
-        if isinstance(self.parameterization, Nu | W):
-            if self.penalty:
-                raise ArgumentError(
-                    f"the penalty {self.penalty} adds to a regression; Nu and W have the variational bound"
-                )
-            return VariationalBound(self.times)
-        regression = Regression(self.times, self.weighting)
-        return LipschitzPenalty(regression, self.penalty) if self.penalty else regression
+        bounded = isinstance(self.parameterization, Nu | W)
+        base = VariationalBound(self.times) if bounded else Regression(self.times, self.weighting)
+        penalised = LipschitzPenalty(base, self.penalty) if self.penalty else base
+        return LearnedUncertainty(penalised, self.uncertainty) if self.uncertainty else penalised  # pyright: ignore[reportArgumentType]
 
 
 def paper(recipe: Recipe, size: int, channels: int) -> Recipe:
@@ -112,8 +130,11 @@ def paper(recipe: Recipe, size: int, channels: int) -> Recipe:
 
 
 def centred(recipe: Recipe, pixels: Tensor) -> Recipe:
-    """The recipe with the mean image of uint8 pixels (N, C, H, W) subtracted, as FullDiffusion's Nu assumes."""
-    return replace(recipe, codec=Centred.of(pixels))
+    """The recipe with the mean image of uint8 pixels (N, C, H, W) subtracted, as FullDiffusion's Nu assumes.
+
+    Where training mirrors images at random it is the mean of both kinds.
+    """
+    return replace(recipe, codec=fitted(Centred(), pixels, mirrored=recipe.training.flip))
 
 
 def small(recipe: Recipe, size: int, channels: int) -> Recipe:

@@ -17,6 +17,7 @@ from nearzero.errors import ArgumentError
 from nearzero.level import Coefficients, Level
 from nearzero.parameterization import Parameterization
 from nearzero.process import Process
+from nearzero.registry import register
 
 
 class Rescaled(Denoiser):
@@ -46,6 +47,19 @@ class Rescaled(Denoiser):
             _Through(denoiser.parameterization, old),
             _Told(denoiser.conditioning, old),
         )
+
+
+@register
+@dataclass(frozen=True)
+class Through:
+    """Samples see another process than training did: `Rescaled` as part of a recipe."""
+
+    process: Process
+    nearest: bool = False
+
+    def __call__(self, denoiser: Denoiser) -> Rescaled:
+        """The denoiser through this process. Raises ArgumentError where it cannot be."""
+        return Rescaled(denoiser, self.process, nearest=self.nearest)
 
 
 def _end(process: Process) -> Tensor:

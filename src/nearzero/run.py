@@ -30,6 +30,7 @@ from nearzero.files import read_json, write_json
 from nearzero.grid import Grid
 from nearzero.recipe import Recipe
 from nearzero.registry import decode, encode
+from nearzero.rescaled import Through
 from nearzero.sampling import sample
 from nearzero.solvers import Solver
 
@@ -128,21 +129,26 @@ class Run:
         solver: Solver | None = None,
         grid: Grid | None = None,
         steps: int | None = None,
+        nfe: int | None = None,
+        through: Through | None = None,
         batch: int | None = None,
         denoiser: Denoiser | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """One image for each seed as pixel values, float32 (N, C, H, W), not rounded.
 
-        Solver, grid and steps are the recipe's unless given; `denoiser` is `self.denoiser(device=device)` unless given.
+        Solver, grid, steps (or `nfe`, a number of network evaluations) and `through`, the process that samples see, are
+        the recipe's unless given; `denoiser` is `self.denoiser(device=device)` unless given.
         """
         recipe = self.recipe
+        denoiser = denoiser or self.denoiser(device=device)
         x = sample(
-            denoiser or self.denoiser(device=device),
+            recipe.sampled(denoiser) if through is None else through(denoiser),
             (recipe.network.channels, recipe.network.size, recipe.network.size),
             solver=solver or recipe.solver,
             grid=grid or recipe.grid,
-            steps=recipe.steps if steps is None else steps,
+            steps=recipe.steps if steps is None and nfe is None else steps,
+            nfe=nfe,
             seeds=seeds,
             batch=batch,
             dtype=torch.float32,
@@ -151,17 +157,19 @@ class Run:
 
 
 def try_recipe(recipe: Recipe) -> None:
-    """Uses every axis once, on one number, so that what does not fit together fails at once."""
+    """Uses every axis once, on two numbers, so that what does not fit together fails at once."""
 
     class Zero(torch.nn.Module):
         def forward(self, x: Tensor, c: Tensor) -> Tensor:
             return torch.zeros_like(x)
 
-    denoiser, x0 = recipe.denoiser(Zero()), torch.zeros(1, 1)
-    recipe.objective()(denoiser, x0, torch.tensor([0.5]), x0)
+    denoiser, x0 = recipe.denoiser(Zero()), torch.zeros(2, 1)  # two, as Antithetic takes pairs
+    recipe.objective()(denoiser, x0, torch.tensor([0.5, 0.5]), x0)
     steps = min(2, recipe.steps)
-    x = sample(denoiser, (1,), solver=recipe.solver, grid=recipe.grid, steps=steps, seeds=[0], dtype=torch.float32)
-    recipe.codec.encode(recipe.codec.decode(x))
+    seen = recipe.sampled(denoiser)
+    sample(seen, (1,), solver=recipe.solver, grid=recipe.grid, steps=steps, seeds=[0], dtype=torch.float32)
+    image = torch.zeros(1, recipe.network.channels, recipe.network.size, recipe.network.size)
+    recipe.codec.encode(recipe.codec.decode(image))
     recipe.training.ema.beta(1)
     if not callable(recipe.network.build) or recipe.network.size * recipe.network.channels < 1:
         raise ArgumentError(f"{recipe.network} is no network; use nearzero.UNet")

@@ -122,6 +122,58 @@ class SoftTruncation:
 
 @register
 @dataclass(frozen=True)
+class Matched:
+    """The noise levels at which another process would be trained: EDM's preconditioning with the VP SDE's levels.
+
+    Raises ArgumentError where this process ends before the other one, by more than a relative 1e-9 of the log-SNR.
+
+    >>> from nearzero.process import KarrasVE, LinearVP
+    >>> Matched(UniformTimes(), LinearVP())(torch.tensor([0.5]).double(), KarrasVE(end=160.0))       # sigma at t = 1/2
+    tensor([3.4129], dtype=torch.float64)
+    """
+
+    inner: Times
+    process: Any
+
+    def __call__(self, u: Tensor, process: Any) -> Tensor:
+        """The times of equal sigma / alpha."""
+        here, asked = _logsnr(process, process.end), _logsnr(self.process, self.process.end)
+        if here - 1e-9 * here.abs() > asked:  # the rounding that the docstring states
+            raise ArgumentError(
+                f"{type(process).__name__} ends before {type(self.process).__name__}, whose noise levels are asked "
+                "for; take a longer one"
+            )
+        return process.time_of_logsnr(self.process(self.inner(u, self.process)).logsnr)
+
+
+@register
+@dataclass(frozen=True)
+class UniformTold:
+    """What the network is told is uniform, not t: E-TSDM's remapped sampling, between t_min and t_max.
+
+    `conditioning` has `time_of(told)`: InverseTime or InverseSigmoid. Raises ArgumentError for another.
+    Reference: Yang et al., Lipschitz singularities in diffusion models, ICLR 2024, D.3.3 and Table A5, which does not
+    give its ends: 1/1000 and, where the told number is infinite at 1, 999/1000 are assumed.
+    """
+
+    conditioning: Any
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.conditioning, "time_of"):
+            raise ArgumentError(f"UniformTold needs InverseTime or InverseSigmoid, got {self.conditioning}")
+        if not 0 < self.t_min < self.t_max <= 1:
+            raise ArgumentError(f"UniformTold needs 0 < t_min < t_max <= 1, got {self.t_min} and {self.t_max}")
+
+    def __call__(self, u: Tensor, process: Any) -> Tensor:
+        """The times of uniform told numbers."""
+        first, last = self.conditioning(u.new_tensor([self.t_min, self.t_max]), None)
+        return self.conditioning.time_of(first + u * (last - first))
+
+
+@register
+@dataclass(frozen=True)
 class Stratified:
     """u of image i of n is taken from (i / n, (i + 1) / n): one draw in each stratum of the batch.
 

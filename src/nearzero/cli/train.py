@@ -135,14 +135,14 @@ def _fit(
     recipe: str | None, former: Run | None, images: Images, preset: str, steps: int | None, batch: int | None
 ) -> Recipe:
     """The named recipe for these images, or the run's own; on resume, steps and batch are the run's unless given."""
-    from nearzero.parameterization import Nu
-    from nearzero.recipes import PRESETS, centred, named
+    from nearzero.codec import fitted as fitted_codec
+    from nearzero.recipes import PRESETS, named
 
     if former is not None and recipe is None:
         fitted = former.recipe
     else:
         fitted = PRESETS[preset](named(recipe or ""), images.size, images.channels)
-        fitted = centred(fitted, images.pixels) if isinstance(fitted.parameterization, Nu) else fitted
+        fitted = replace(fitted, codec=fitted_codec(fitted.codec, images.pixels, mirrored=fitted.training.flip))
     usual = fitted.training if former is None else former.recipe.training
     training = replace(
         fitted.training,

@@ -127,6 +127,10 @@ class InverseTime(Smooth):
             raise ArgumentError("InverseTime at t = 0 is infinite; ask at a time above 0, or use nearzero.Time")
         return 1 / t
 
+    def time_of(self, told: Tensor) -> Tensor:
+        """1/told."""
+        return 1 / told
+
 
 @register
 @dataclass(frozen=True)
@@ -143,3 +147,7 @@ class InverseSigmoid(Smooth):
             where = t[outside].flatten()[0].item()
             raise ArgumentError(f"InverseSigmoid at t = {where:g} is infinite; it takes times inside (0, 1)")
         return torch.logit(t)
+
+    def time_of(self, told: Tensor) -> Tensor:
+        """The sigmoid of what is told."""
+        return torch.sigmoid(told)

@@ -10,7 +10,23 @@ from collections.abc import Callable
 
 from nearzero.errors import ArgumentError, did_you_mean
 from nearzero.recipe import EMA, PRESETS, Recipe, Training, centred, differences, paper, small
-from nearzero.recipes.edm import edm, edm_shared, iddpm, ve, vp
+from nearzero.recipes.edm import (
+    edm,
+    edm_a_ve,
+    edm_a_vp,
+    edm_b_ve,
+    edm_b_vp,
+    edm_c_ve,
+    edm_c_vp,
+    edm_d_ve,
+    edm_d_vp,
+    edm_e,
+    edm_shared,
+    edm_uncertainty,
+    iddpm,
+    ve,
+    vp,
+)
 from nearzero.recipes.etsdm import (
     ddpm,
     ddpm_continuous,
@@ -26,8 +42,15 @@ from nearzero.recipes.etsdm import (
     modified_linear,
     modified_quadratic,
     remap,
+    remap_both,
+    remap_sampling,
+    remap_sigmoid,
+    remap_sigmoid_both,
+    remap_sigmoid_sampling,
+    remap_sigmoid_training,
+    remap_training,
 )
-from nearzero.recipes.full import ddpmpp, ddpmpp_elbo, full, full_w, soft_truncation
+from nearzero.recipes.full import ddpmpp, ddpmpp_elbo, full, full_centred, full_uncentred, full_w, soft_truncation
 
 __all__ = [
     "EMA",
@@ -48,10 +71,22 @@ __all__ = [
     "ddpmpp_elbo",
     "differences",
     "edm",
+    "edm_a_ve",
+    "edm_a_vp",
+    "edm_b_ve",
+    "edm_b_vp",
+    "edm_c_ve",
+    "edm_c_vp",
+    "edm_d_ve",
+    "edm_d_vp",
+    "edm_e",
     "edm_shared",
+    "edm_uncertainty",
     "etsdm",
     "etsdm_continuous",
     "full",
+    "full_centred",
+    "full_uncentred",
     "full_w",
     "iddpm",
     "modified_cosine",
@@ -60,6 +95,13 @@ __all__ = [
     "named",
     "paper",
     "remap",
+    "remap_both",
+    "remap_sampling",
+    "remap_sigmoid",
+    "remap_sigmoid_both",
+    "remap_sigmoid_sampling",
+    "remap_sigmoid_training",
+    "remap_training",
     "small",
     "soft_truncation",
     "ve",
@@ -68,8 +110,12 @@ __all__ = [
 
 ALL = (
     *(ddpm, etsdm, ddpm_continuous, etsdm_continuous, ddpm_quadratic, ddpm_cosine, ddpm_cosine_shift),
-    *(ddpm_zero_terminal_snr, ddpm_v, ddpm_regularized, modified_linear, modified_quadratic, modified_cosine, remap),
-    *(ddpmpp, ddpmpp_elbo, soft_truncation, full, full_w, vp, ve, iddpm, edm, edm_shared),
+    *(ddpm_zero_terminal_snr, ddpm_v, ddpm_regularized, modified_linear, modified_quadratic, modified_cosine),
+    *(remap, remap_sampling, remap_training, remap_both),
+    *(remap_sigmoid, remap_sigmoid_sampling, remap_sigmoid_training, remap_sigmoid_both),
+    *(ddpmpp, ddpmpp_elbo, soft_truncation, full, full_centred, full_uncentred, full_w),
+    *(vp, ve, iddpm, edm_a_vp, edm_a_ve, edm_b_vp, edm_b_ve, edm_c_vp, edm_c_ve, edm_d_vp, edm_d_ve, edm_e),
+    *(edm, edm_shared, edm_uncertainty),
 )
 RECIPES: dict[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in ALL}
 """Every recipe by name."""

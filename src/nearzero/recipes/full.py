@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from nearzero.codec import Centred, Pixels
 from nearzero.conditioning import Time
+from nearzero.networks.unet import UNet
 from nearzero.parameterization import Nu, W
 from nearzero.process import LinearSigmaVP
 from nearzero.recipe import Recipe, Training
@@ -17,14 +19,15 @@ from nearzero.weighting import LikelihoodWeight
 def ddpmpp() -> Recipe:
     """DDPM++ on the continuous VP SDE (Song et al., ICLR 2021): t uniform in (0, 1), not cut off at 1e-5, told 999 t.
 
-    The paper's network (DDPM++) is to come. Training: batch 128, rate 2e-4, 1.3 million steps; its warm-up of 5,000
-    steps and its clipped gradients are to come. Measured here: not yet.
+    The paper's network (DDPM++, with dropout 0.1) is to come; ADM's U-Net of its widths stands in. Training: batch 128,
+    rate 2e-4 after 5,000 steps of warm-up, gradients clipped at 1, 1.3 million steps. Measured here: not yet.
     """
     return replace(
         ddpm_continuous(),
         name="ddpmpp",
         conditioning=Time(999.0),
-        training=Training(steps=1_300_000, batch=128, learning_rate=2e-4, flip=True),
+        network=UNet(size=32, channels=3, base=128, multipliers=(1, 2, 2, 2), blocks=4, attention=(16,)),
+        training=Training(steps=1_300_000, batch=128, learning_rate=2e-4, flip=True, warmup=640_000, clip=1.0),
     )
 
 
@@ -41,9 +44,9 @@ def soft_truncation() -> Recipe:
 def full() -> Recipe:
     """FullDiffusion: sigma = t, Nu, the ELBO over all of [0, 1], stratified times; no time is truncated anywhere.
 
-    FullDiffusion-Solver-1 is Ancestral with the posterior's variance. Assumes centred data: `nearzero train` subtracts
-    the mean image, in Python recipes.centred(recipe, images.pixels) does. The network (DDPM++) is to come; training as
-    in `ddpmpp`. Measured here: not yet.
+    FullDiffusion-Solver-1 is Ancestral with the posterior's variance. Nu assumes data of mean 0 and diverges at t = 1
+    otherwise: training subtracts the mean image, which the paper does not say. The network (DDPM++) is to come;
+    training as in `ddpmpp`. Measured here: not yet.
     """
     return replace(
         ddpmpp(),
@@ -52,7 +55,21 @@ def full() -> Recipe:
         parameterization=Nu(),
         times=Stratified(UniformTimes()),
         solver=Ancestral("lower"),
+        codec=Centred(),
     )
+
+
+def full_centred() -> Recipe:
+    """`full` under the name that says what it does to the data."""
+    return replace(full(), name="full_centred")
+
+
+def full_uncentred() -> Recipe:
+    """FullDiffusion as printed, without subtracting the mean.
+
+    Nu's target diverges at t = 1 unless the data have mean 0. Measured here: not yet.
+    """
+    return replace(full(), name="full_uncentred", codec=Pixels())
 
 
 def full_w() -> Recipe:
@@ -60,4 +77,4 @@ def full_w() -> Recipe:
 
     Measured here: not yet.
     """
-    return replace(full(), name="full_w", parameterization=W())
+    return replace(full_uncentred(), name="full_w", parameterization=W())

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from nearzero.codec import fitted
 from nearzero.data.images import Images
 from nearzero.errors import ArgumentError, CheckpointError, DataError, Stopped
 from nearzero.files import check_writable, disk_errors, grid_png, to_bytes, write_bytes
@@ -38,10 +40,11 @@ def batch(recipe: Recipe, images: Images, seed: int, step: int, device: torch.de
     """Data x0, uniform numbers u and noise eps of step `step`: (B, C, H, W) float32, (B,) float64, (B, C, H, W)."""
     size = recipe.training.batch
     index = torch.arange(step * size, (step + 1) * size)
-    x0 = recipe.codec.encode(images.pixels[order(seed, index, len(images))].to(device))
-    if recipe.training.flip:
+    pixels = images.pixels[order(seed, index, len(images))].to(device)
+    if recipe.training.flip:  # before the codec, which may subtract a mean image that is not symmetric
         mirrored = (uniform(seed, Stream.FLIP, index) < 0.5).to(device)
-        x0 = torch.where(mirrored[:, None, None, None], x0.flip(-1), x0)
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+    x0 = recipe.codec.encode(pixels)
     home = index.to(device) if device.type == "cuda" else index  # draws need float64, which MPS lacks
     eps = normal(seed, Stream.NOISE, home, tuple(x0.shape[1:])).to(device)
     return x0, uniform(seed, Stream.TIME, index), eps
@@ -49,12 +52,11 @@ def batch(recipe: Recipe, images: Images, seed: int, step: int, device: torch.de
 
 def steps(state: TrainingState, recipe: Recipe, images: Images, seed: int) -> Iterator[Progress]:
     """Trains from state.step to recipe.training.steps, one step for each item."""
-    objective = recipe.objective()
     device = state.device
     while state.step < recipe.training.steps:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(step_seed(seed, state.step))  # for what the network draws, such as dropout
-            loss = objective(state.denoiser, *batch(recipe, images, seed, state.step, device))
+            loss = state.objective(state.denoiser, *batch(recipe, images, seed, state.step, device))
             state.update(loss.mean())
         yield Progress(state.step, loss.detach())
 
@@ -82,6 +84,7 @@ def train(
     """
     out, device = Path(out), torch.device(device)
     check_fit(recipe, images)
+    recipe = replace(recipe, codec=fitted(recipe.codec, images.pixels, mirrored=recipe.training.flip))
     if not 0 <= seed < 2**32:
         raise ArgumentError(f"a seed is an integer from 0 to 2^32 - 1, got {seed}")
     if checkpoint_every < 1:
@@ -170,20 +173,20 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _reopen(run: Run, recipe: Recipe, images: Images, seed: int) -> Run:
-    changed = differences(run.with_steps(recipe.training.steps).recipe, recipe)
-    if changed or run.recipe.name != recipe.name:
-        name, (old, new) = next(iter(changed.items()), ("recipe", (run.recipe.name, recipe.name)))
-        raise ArgumentError(
-            f"cannot resume {run.path} with another {name}: it was trained with {old}, asked is {new}; "
-            "use --overwrite or another --out"
-        )
-    if seed != run.seed:
-        raise ArgumentError(f"cannot resume {run.path} with seed {seed}: it was trained with seed {run.seed}")
     if images.fingerprint() != run.data.get("fingerprint"):
         raise DataError(
             f"cannot resume {run.path}: these are not the {run.data.get('count')} images that it was trained on; "
             "give the same --data and --size"
         )
+    changed = differences(run.with_steps(recipe.training.steps).recipe, recipe)
+    if changed or run.recipe.name != recipe.name:
+        name, (old, new) = next(iter(changed.items()), ("recipe", (run.recipe.name, recipe.name)))
+        raise ArgumentError(
+            f"cannot resume {run.path} with another {name}: it was trained with {_brief(old)}, asked is {_brief(new)}; "
+            "use --overwrite or another --out"
+        )
+    if seed != run.seed:
+        raise ArgumentError(f"cannot resume {run.path} with seed {seed}: it was trained with seed {run.seed}")
     if recipe.training.steps < run.step:
         raise ArgumentError(
             f"{run.path} has been trained for {run.step} steps, more than {recipe.training.steps}; ask for more --steps"
@@ -193,11 +196,17 @@ def _reopen(run: Run, recipe: Recipe, images: Images, seed: int) -> Run:
     return run
 
 
+def _brief(value: object) -> str:
+    """A value in at most 300 characters: a mean image has thousands of numbers."""
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
 def _preview(run: Run, state: TrainingState, count: int = 16) -> None:
     recipe = run.recipe
     shape = (recipe.network.channels, recipe.network.size, recipe.network.size)
     x = sample(
-        state.averaged(),
+        recipe.sampled(state.averaged()),
         shape,
         solver=recipe.solver,
         grid=recipe.grid,

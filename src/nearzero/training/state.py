@@ -26,6 +26,7 @@ class TrainingState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.denoiser: Denoiser = recipe.denoiser().to(device).train()
+            self.objective = recipe.objective().to(device)
         self.step = 0
         self.weights: dict[str, Tensor] = dict(self.denoiser.network.named_parameters())
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
@@ -35,17 +36,25 @@ class TrainingState:
             raise ArgumentError(
                 f"{type(recipe.network).__name__} has nothing to train: no parameter asks for a gradient"
             )
-        self.optimizer = torch.optim.Adam(self.trained.values(), lr=recipe.training.learning_rate)
-        self.ema = recipe.training.ema
+        self.learned = dict(self.objective.named_parameters())
+        self.trained |= {f"objective.{name}": weight for name, weight in self.learned.items()}
+        self.training = recipe.training
+        self.optimizer = torch.optim.Adam(self.trained.values(), lr=self.training.rate(1))
 
     def update(self, loss: Tensor) -> None:
         """One step of Adam and of the average."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.training.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.rate(self.step + 1)
         self.optimizer.step()
         self.step += 1
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.weights.values()), 1 - self.ema.beta(self.step))
+            torch._foreach_lerp_(
+                list(self.average.values()), list(self.weights.values()), 1 - self.training.ema.beta(self.step)
+            )
 
     def averaged(self) -> Denoiser:
         """A copy of the denoiser with the averaged weights, for sampling."""
@@ -60,7 +69,8 @@ class TrainingState:
             for name, weight in self.trained.items()
             for key, value in self.optimizer.state.get(weight, {}).items()
         }
-        for what, tensors in (("weights", self.weights), ("averaged weights", self.average), ("moments", moments)):
+        kinds = {"weights": {**self.weights, **self.learned}, "averaged weights": self.average, "moments": moments}
+        for what, tensors in kinds.items():
             for name, tensor in tensors.items():
                 if not bool(tensor.isfinite().all()):
                     raise NumericalError(
@@ -72,6 +82,8 @@ class TrainingState:
             _save(self._network_state(self.weights), aside / "weights.safetensors")
             _save(self._network_state(self.average), aside / "ema.safetensors")
             _save(moments, aside / "optimizer.safetensors")
+            if self.learned:
+                _save(self.learned, aside / "objective.safetensors")
             write_json(aside / "state.json", {"step": self.step, "images": self.step * run.recipe.training.batch})
         for older in path.parent.iterdir():
             if older != path:
@@ -81,13 +93,16 @@ class TrainingState:
     def load(self, checkpoint: Path) -> None:
         """Restores every bit that `save` wrote."""
         load_weights(self.denoiser.network, checkpoint / "weights.safetensors")
+        if self.learned:
+            load_weights(self.objective, checkpoint / "objective.safetensors")
         average, moments = (
             load_tensors(checkpoint / "ema.safetensors"),
             load_tensors(checkpoint / "optimizer.safetensors"),
         )
         try:
-            for name, weight in self.weights.items():
+            for name in self.weights:
                 self.average[name].copy_(average[name])
+            for name, weight in self.trained.items():
                 if f"{name}.step" not in moments:  # it has had no gradient
                     continue
                 keys = ("step", "exp_avg", "exp_avg_sq")
