@@ -1,6 +1,7 @@
 """Samples depend on their own seeds only, and the network is told nothing that it was not trained on."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -480,3 +481,26 @@ def test_a_learned_variance_is_left_out():
     assert torch.equal(run(twice), run(ripple()))
     with pytest.raises(ArgumentError, match=r"answers \(5, 3, 2, 3\) to x of \(5, 1, 2, 3\)"):
         run(thrice)
+
+
+# ---- a grid on which sharing does nothing
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "idle"),
+    [
+        *(("leading", 50, True), ("leading", 25, True), ("leading", 100, False), ("leading", 20, False)),
+        *(("trailing", 50, False), ("trailing", 10, False), ("linspace", 50, False)),
+    ],
+)
+def test_a_grid_on_which_sharing_does_nothing_warns(spacing, steps, idle):
+    """Stride 20 "leading" visits the nodes that E-TSDM's cells are named after: told the same, the samples are DDPM's, bit by bit."""
+    shared = nz.Shared(nz.Timestep(1000), interval=100, cells=5)
+    grid, network = nz.TimestepGrid(spacing), Ripple()
+    plain, other = (nz.Denoiser(network, DDPM, nz.Epsilon(), told) for told in (nz.Timestep(1000), shared))
+    arguments = {"solver": nz.DDIM(), "grid": grid, "steps": steps, "seeds": [0, 1]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        same = torch.equal(nz.sample(plain, (3,), **arguments), nz.sample(other, (3,), **arguments))
+    assert same is idle
+    assert [str(one.message)[:12] for one in caught] == (["on this grid"] if idle else [])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nearzero.errors import ArgumentError, did_you_mean
-from nearzero.level import timesteps
+from nearzero.level import logsnr_of_angle, timesteps
 from nearzero.registry import register
 
 
@@ -194,7 +194,7 @@ class AngleGrid:
         _check_steps(steps)
         alpha, sigma = process(torch.tensor(process.end, dtype=torch.float64))
         angle = torch.atan2(sigma, alpha) * _countdown(steps) / steps
-        times = process.time_of_logsnr(2 * (torch.cos(angle).log() - torch.sin(angle).log()))
+        times = process.time_of_logsnr(logsnr_of_angle(angle))
         times[0], times[-1] = process.end, 0.0  # exactly, whatever the round trip leaves
         return times
 

@@ -66,6 +66,11 @@ class Row(NamedTuple):
     cell: int = 0
 
 
+def logsnr_of_angle(angle: Tensor) -> Tensor:
+    """2 log(alpha / sigma) where atan2(sigma, alpha) is this angle in radians: +inf at 0."""
+    return 2 * (torch.cos(angle).log() - torch.sin(angle).log())
+
+
 def expand(value: Tensor, x: Tensor) -> Tensor:
     """A number for each example, shape () or (B,), so that it multiplies x (B, ...): x's dtype and device."""
     value = value.to(device=x.device, dtype=x.dtype)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nearzero.conditioning import Shared
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError
 from nearzero.grid import Grid
@@ -108,6 +110,12 @@ def _chunks(
     solvers = None if nfe is None else plan(solver, nfe)
     count = steps if solvers is None else len(solvers)
     times = grid(count, denoiser.process)  # pyright: ignore[reportArgumentType]
+    if sharing_is_idle(denoiser, times):
+        warnings.warn(
+            f"on this grid of {len(times) - 1} steps sharing changes nothing: every time that it visits in the shared "
+            'interval is told its own number; take another number of steps, or TimestepGrid("trailing")',
+            stacklevel=4,
+        )
     path = plan_steps(denoiser, solvers or [solver] * (len(times) - 1), times)
     parameter = next(denoiser.parameters(), None)
     device = torch.device(device or ("cpu" if parameter is None else parameter.device))
@@ -117,6 +125,19 @@ def _chunks(
         chosen = slice(start, start + size)
         told = {name: value[chosen].to(device) for name, value in (condition or {}).items()}
         yield _Chunk(denoiser, path, tuple(shape), seeds[chosen], told, dtype, device)
+
+
+def sharing_is_idle(denoiser: Denoiser, times: Tensor) -> bool:
+    """Whether the times of a grid that lie in a shared interval are told what they would be told without sharing.
+
+    So it is with 50 steps of "leading" timesteps, which are 20 apart, and E-TSDM's cells of 20.
+    """
+    shared, process = denoiser.conditioning, denoiser.process
+    if not isinstance(shared, Shared):
+        return False
+    inside = times[(times > 0) & (times <= max(shared.edges(process)))]
+    level = process(inside)
+    return len(inside) > 0 and torch.equal(shared(inside, level), shared.inner(inside, level))
 
 
 def _seed(value: object) -> int:

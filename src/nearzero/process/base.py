@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nearzero.errors import ArgumentError
-from nearzero.level import Level, check_times
+from nearzero.level import Level, check_times, logsnr_of_angle
 from nearzero.registry import register
 
 
@@ -180,7 +180,7 @@ class Angle:
             raise ArgumentError(f"an angle between data (0) and noise (pi / 2) was expected, got {u.tolist()}")
         angle = u.to(torch.float64)
         angle = torch.minimum(angle, torch.full_like(angle, math.pi / 2))  # float32 rounds pi / 2 up
-        return self.process.time_of_logsnr(2 * (torch.cos(angle).log() - torch.sin(angle).log())).to(u.dtype)
+        return self.process.time_of_logsnr(logsnr_of_angle(angle)).to(u.dtype)
 
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(d alpha / du, d sigma / du) = (-sigma, alpha)."""
