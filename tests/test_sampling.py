@@ -9,6 +9,7 @@ import torch
 import nearzero as nz
 from nearzero.errors import ArgumentError, NumericalError
 
+pytestmark = pytest.mark.filterwarnings("ignore:on this grid of")  # few "leading" steps visit node 0 alone
 DDPM = nz.DiscreteVP.linear()
 SHARED = nz.Shared(nz.Timestep(1000), interval=100, cells=5)
 SOLVERS = [nz.DDIM(), nz.DDIM(0.7), nz.Ancestral("upper"), nz.Ancestral("lower")]
