@@ -161,6 +161,7 @@ def test_equal_seeds_give_equal_files(trained, tmp_path):
     assert len({a[f"00000{seed}.png"] for seed in range(4)}) == 4
 
 
+@pytest.mark.filterwarnings("ignore:on this grid of 7 steps sharing changes nothing")
 def test_options_of_sample_reach_the_sampler(trained, tmp_path, monkeypatch):
     """--solver, --grid, --steps and --raw-weights sample with these objects and weights, and give the library's images."""
     used = []

@@ -62,6 +62,7 @@ _NAMES = {
     "data.images": ["Images", "embedded"],
     "data.folder": ["read_folder"],
     "metrics.energy": ["Distance", "energy_distance"],
+    "production": ["Production", "produce"],
     "recipe": ["Recipe"],
     "run": ["Run"],
     "training.loop": ["train"],
