@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearzero import randomness
-from nearzero.randomness import Stream, normal, order, philox, uniform, words
+from nearzero.randomness import Stream, normal, order, philox, uniform, uniforms, words
 
 law = settings(deadline=None, derandomize=True, max_examples=60)
 ALL = 0xFFFFFFFF
@@ -208,3 +208,15 @@ def test_first_places_are_uniform():
     first = order(9, torch.arange(6000) * 6, 6)
     counts = torch.bincount(first, minlength=6).double()
     assert abs(((counts - 1000) ** 2 / 1000).sum().item() - 5) < 5 * math.sqrt(10)
+
+
+def test_uniforms_are_uniform_and_their_own():
+    """Numbers of the open interval (0, 1) with mean 1/2 and variance 1/12, for each index its own, exact in float32."""
+    index = torch.arange(500)
+    drawn = uniforms(3, Stream.DITHER, index, (2, 5, 5))
+    assert drawn.dtype == torch.float32 and 0 < drawn.min() and drawn.max() < 1
+    assert torch.equal(drawn[40:60], uniforms(3, Stream.DITHER, index[40:60], (2, 5, 5)))
+    assert drawn.double().mean().item() == pytest.approx(0.5, abs=4 * (1 / 12 / 25_000) ** 0.5)
+    assert drawn.double().var().item() == pytest.approx(1 / 12, rel=0.03)
+    assert bool(((drawn.double() * 2**23 - 0.5) % 1 == 0).all())
+    assert not torch.equal(drawn, uniforms(4, Stream.DITHER, index, (2, 5, 5)))

@@ -896,3 +896,16 @@ def test_training_learns(tmp_path):
         assert not learnt(wrong)
     samples = run.sample(range(64))
     assert learnt(samples), shares(samples)
+
+
+# ---- dither
+
+
+def test_dither_fills_each_grey_level():
+    """With `dither` training sees pixel value k anywhere in (k - 1/2, k + 1/2), as a function of (seed, sample index) alone."""
+    images, recipe = pictures(), replace(tiny_recipe(), dither=True)
+    plain, _, _ = batch(replace(recipe, dither=False), images, 0, 3, torch.device("cpu"))
+    x0, _, _ = batch(recipe, images, 0, 3, torch.device("cpu"))
+    away = recipe.codec.decode(x0) - recipe.codec.decode(plain)
+    assert away.abs().max() < 0.5001 and away.std().item() == pytest.approx(12**-0.5, rel=0.1)
+    assert torch.equal(x0, batch(recipe, images, 0, 3, torch.device("cpu"))[0])

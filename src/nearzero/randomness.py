@@ -28,6 +28,7 @@ class Stream(IntEnum):
     ORDER = 3
     NETWORK = 4
     PROBE = 5
+    DITHER = 6
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -56,6 +57,13 @@ def uniform(seed: int, stream: Stream, index: Tensor) -> Tensor:
     """
     w0, w1, _, _ = (word[:, 0] for word in words(seed, stream, index, 1))
     return ((w0 << 20 | w1 >> 12).to(torch.float64) + 0.5) / 2.0**52
+
+
+def uniforms(seed: int, stream: Stream, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Float32 numbers uniform in (0, 1) for each index, shape (B, *shape): (k + 1/2) / 2^23, each exact."""
+    size = math.prod(shape)
+    drawn = torch.stack(words(seed, stream, index, -(-size // 4)), dim=-1).flatten(1)[:, :size] >> 9
+    return ((drawn.to(torch.float64) + 0.5) / 2.0**23).to(torch.float32).reshape(len(index), *shape)
 
 
 def normal(seed: int, stream: Stream, index: Tensor, shape: tuple[int, ...]) -> Tensor:

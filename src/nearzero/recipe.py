@@ -89,7 +89,8 @@ class Recipe:
     """A choice on each axis, with the codec, the network, its training and the number of sampling steps.
 
     `penalty` is the weight of LipschitzPenalty (DDPM-r) and `uncertainty` the number of LearnedUncertainty's terms, 0
-    for none. With `through`, samples see another process than training did.
+    for none. With `through`, samples see another process than training did. `dither` adds to each pixel value a
+    number uniform in (-1/2, 1/2): 8-bit images have a density only so (uniform dequantization).
     """
 
     name: str
@@ -106,6 +107,7 @@ class Recipe:
     training: Training
     penalty: float = 0.0
     uncertainty: int = 0
+    dither: bool = False
     through: Through | None = None
 
     def denoiser(self, network: nn.Module | None = None) -> Denoiser:

@@ -32,8 +32,13 @@ def ddpmpp() -> Recipe:
 
 
 def ddpmpp_elbo() -> Recipe:
-    """DDPM++ trained on the likelihood bound (Song et al., NeurIPS 2021), t of density g^2 / sigma^2 above 1e-5."""
-    return replace(ddpmpp(), name="ddpmpp_elbo", times=ImportanceTimes(t_min=1e-5), weighting=LikelihoodWeight())
+    """DDPM++ trained on the likelihood bound (Song et al., NeurIPS 2021), t of density g^2 / sigma^2 above 1e-5.
+
+    Pixels are dithered, as in every recipe below that is trained on likelihood: 8-bit images have no density.
+    """
+    return replace(
+        ddpmpp(), name="ddpmpp_elbo", times=ImportanceTimes(t_min=1e-5), weighting=LikelihoodWeight(), dither=True
+    )
 
 
 def soft_truncation() -> Recipe:
@@ -56,6 +61,7 @@ def full() -> Recipe:
         times=Stratified(UniformTimes()),
         solver=Ancestral("lower"),
         codec=Centred(),
+        dither=True,
     )
 
 

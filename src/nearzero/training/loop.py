@@ -19,7 +19,7 @@ from nearzero.codec import fitted
 from nearzero.data.images import Images
 from nearzero.errors import ArgumentError, CheckpointError, DataError, Stopped
 from nearzero.files import check_writable, disk_errors, grid_png, to_bytes, write_bytes
-from nearzero.randomness import Stream, normal, order, step_seed, uniform
+from nearzero.randomness import Stream, normal, order, step_seed, uniform, uniforms
 from nearzero.recipe import Recipe, differences
 from nearzero.registry import encode
 from nearzero.run import Run, is_ours, is_run, try_recipe
@@ -44,6 +44,8 @@ def batch(recipe: Recipe, images: Images, seed: int, step: int, device: torch.de
     if recipe.training.flip:  # before the codec, which may subtract a mean image that is not symmetric
         mirrored = (uniform(seed, Stream.FLIP, index) < 0.5).to(device)
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+    if recipe.dither:
+        pixels = pixels + (uniforms(seed, Stream.DITHER, index, tuple(pixels.shape[1:])) - 0.5).to(device)
     x0 = recipe.codec.encode(pixels)
     home = index.to(device) if device.type == "cuda" else index  # draws need float64, which MPS lacks
     eps = normal(seed, Stream.NOISE, home, tuple(x0.shape[1:])).to(device)
