@@ -19,6 +19,7 @@ import subprocess
 import sys
 import types
 from html.parser import HTMLParser
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def blocks(page):
     """(language, code, line of its first line, output that stands below it) of every fenced block."""
     text = page.read_text(encoding="utf-8")
     found = list(FENCE.finditer(text))
-    for block, after in zip(found, [*found[1:], None], strict=True):
+    for block, after in zip_longest(found, found[1:]):
         told = after is not None and after[1] == "text" and not text[block.end() : after.start()].strip()
         yield block[1], block[2], text[: block.start(2)].count("\n") + 1, after[2] if told else ""
 
