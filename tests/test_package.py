@@ -28,11 +28,11 @@ LAYERS = (
     ("denoiser", "rescaled", "guidance", "oracle", "codec"),
     ("path",),
     ("objective", "sampling", "inversion"),
-    ("likelihood",),
+    ("likelihood", "bounds"),
     ("diagnostics", "networks", "data", "metrics"),
     ("recipe", "recipes"),
     ("run",),
-    ("training", "production", "interop"),
+    ("training", "production", "nll", "interop"),
     ("experiments", "report"),
     ("cli",),
 )

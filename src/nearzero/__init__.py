@@ -49,6 +49,7 @@ _NAMES = {
     "oracle.points": ["PointCloud"],
     "codec": ["Centred", "Pixels"],
     "objective": ["LearnedUncertainty", "LipschitzPenalty", "Regression", "VariationalBound"],
+    "bounds": ["truncated_elbo"],
     "guidance": ["Guided"],
     "inversion": ["invert"],
     "likelihood": ["Likelihood", "bits_per_dim", "elbo", "log_likelihood", "ode_likelihood"],

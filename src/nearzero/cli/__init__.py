@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "Train DDPM and E-TSDM for a few minutes and see what sharing does near t = 0.",
     "train": "Train a recipe on a folder of images.",
     "sample": "Draw images from a trained run.",
+    "evaluate": "Measure the likelihood of images, in bits per dimension.",
     "diagnose": "Measure a trained network near t = 0: Lipschitz constants, loss, stability.",
     "reproduce": "Compute a figure or a table of the papers anew, as a page, pictures and numbers.",
     "doctor": "Examine a recipe's noise schedule at both ends.",

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import nearzero
-from nearzero.errors import ArgumentError
+from nearzero.errors import ArgumentError, CheckpointError, DataError
 
 if TYPE_CHECKING:
     from nearzero.data.images import Images
+    from nearzero.run import Run
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout; everything else goes to stderr."
@@ -175,3 +176,23 @@ def load_images(data: Path | None, size: int | None, channels: int | None) -> Im
         return embedded(size)
     with reporting("reading images", "images") as show:
         return read_folder(data, size=size, channels=channels, progress=show)
+
+
+def run_images(run: Run, data: Path | None) -> Images:
+    """The images of --data, or those that the run was trained on. Raises DataError where nobody says which."""
+    network, source = run.recipe.network, run.data.get("source") or {}
+    if data is not None:
+        return load_images(data, network.size, network.channels)
+    if "data" not in source:
+        raise DataError(f"{run.path} does not say which images it was trained on; name a folder with --data DIR")
+    if not isinstance(source["data"], str | None):
+        raise CheckpointError(
+            f"{run.path / 'run.json'} names {source['data']!r} as its images; name a folder with --data DIR"
+        )
+    folder = None if source["data"] is None else Path(source["data"])
+    if folder is not None and not folder.exists():
+        raise DataError(f"{run.path} was trained on {folder}, which is gone; name a folder with --data DIR")
+    images = load_images(folder, network.size, network.channels)
+    if images.fingerprint() != run.data.get("fingerprint"):
+        say(f"note: {images.name} has changed since {run.path} was trained on it")
+    return images

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearzero.cli.common import device_option, emit, json_option, load_images, pick_device, reporting, say
-from nearzero.errors import ArgumentError, CheckpointError, DataError
+from nearzero.cli.common import device_option, emit, json_option, pick_device, reporting, run_images, say
+from nearzero.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,7 @@ def command(
         name: one.denoiser(ema=not raw_weights, device=device) for name, one in zip(_names(runs), runs, strict=True)
     }
     interval = _shared(list(denoisers.values())) if interval is None else interval
-    x0 = _chosen(runs[0], _images(runs[0], data), count, seed).to(device)
+    x0 = _chosen(runs[0], run_images(runs[0], data), count, seed).to(device)
     found: dict[str, Diagnosis] = {}
     for name, denoiser in denoisers.items():
         with reporting(f"diagnosing {name}", "pairs of timesteps") as show:
@@ -158,26 +158,6 @@ def _shared(denoisers: list[Any]) -> float | None:
     from nearzero.diagnostics.diagnosis import shared_interval
 
     return max((end for end in map(shared_interval, denoisers) if end is not None), default=None)
-
-
-def _images(run: Run, data: Path | None) -> Images:
-    """The images of --data, or those that the run was trained on. Raises DataError where nobody says which."""
-    network, source = run.recipe.network, run.data.get("source") or {}
-    if data is not None:
-        return load_images(data, network.size, network.channels)
-    if "data" not in source:
-        raise DataError(f"{run.path} does not say which images it was trained on; name a folder with --data DIR")
-    if not isinstance(source["data"], str | None):
-        raise CheckpointError(
-            f"{run.path / 'run.json'} names {source['data']!r} as its images; name a folder with --data DIR"
-        )
-    folder = None if source["data"] is None else Path(source["data"])
-    if folder is not None and not folder.exists():
-        raise DataError(f"{run.path} was trained on {folder}, which is gone; name a folder with --data DIR")
-    images = load_images(folder, network.size, network.channels)
-    if images.fingerprint() != run.data.get("fingerprint"):
-        say(f"note: {images.name} has changed since {run.path} was trained on it")
-    return images
 
 
 def _chosen(run: Run, images: Images, count: int, seed: int) -> Tensor:

@@ -1,0 +1,134 @@
+"""nearzero evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nearzero.cli.common import device_option, emit, json_option, pick_device, reporting, run_images, say
+from nearzero.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from nearzero.nll import Method
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--nll", is_flag=True, help="Bits per dimension, the only measure so far.")
+@click.option(
+    "--method",
+    type=click.Choice(["ode", "bound", "truncated-bound"]),
+    help="The density of the ODE, FullDiffusion's bound (Nu, W) or the bound from --t-min on.  [default: ode]",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of images.  [default: what RUN was trained on]",
+)
+@click.option("--images", "count", type=click.IntRange(min=1), metavar="N", help="How many.  [default: all]")
+@click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help="Dithers each.")
+@click.option("--rtol", type=float, default=1e-5, show_default=True, metavar="R", help="Of the ODE, relative.")
+@click.option("--atol", type=float, default=1e-5, show_default=True, metavar="A", help="Of the ODE, absolute.")
+@click.option("--probes", type=click.IntRange(min=1), default=1, show_default=True, metavar="P", help="Hutchinson's.")
+@click.option("--exact", is_flag=True, help="The exact divergence: one backward pass for each number of an image.")
+@click.option("--between-timesteps", is_flag=True, help="Let a network that was told whole timesteps interpolate.")
+@click.option("--draws", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Of a bound.")
+@click.option("--t-min", type=float, metavar="T", help="Start at T instead of 0.  [truncated-bound: 1e-5]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="K", help="Of draws.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="B", help="Images at once.")
+@click.option("--raw-weights", is_flag=True, help="Use the weights themselves, not their average.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="The JSON.  [default: RUN/nll-METHOD.json]"
+)
+@click.option("--overwrite", is_flag=True, help="Start again where FILE holds other settings.")
+@device_option
+@json_option
+def command(
+    run: Path,
+    nll: bool,
+    method: str | None,
+    data: Path | None,
+    count: int | None,
+    repeats: int,
+    seed: int,
+    batch: int,
+    raw_weights: bool,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure the likelihood of images under the run folder RUN, in bits per dimension.
+
+    \b
+    nearzero evaluate runs/full_w --nll --images 1000
+    nearzero evaluate runs/full_w --nll --method bound --draws 1000 --data test
+
+    Every image is dithered within its grey levels. The file is written after each batch, and a call that was cut short
+    goes on when it is repeated.
+    """
+    if not nll:
+        raise ArgumentError("name what to measure: --nll")
+    from nearzero.files import check_writable
+    from nearzero.nll import evaluate
+    from nearzero.run import Run
+
+    loaded, chosen = Run.load(run), method or "ode"
+    file = out or run / f"nll-{chosen}.json"
+    check_writable(file)
+    images = run_images(loaded, data)
+    if not loaded.recipe.dither:
+        say(f"note: {loaded.recipe.name} was trained on whole grey levels, which have no density between them")
+    with reporting("evaluating", "images") as show:
+        found = evaluate(
+            loaded,
+            images,
+            _method(chosen, options),
+            out=file,
+            count=count,
+            repeats=repeats,
+            seed=seed,
+            batch=batch,
+            ema=not raw_weights,
+            device=pick_device(device),
+            overwrite=overwrite,
+            progress=show,
+        )
+    document = {name: value for name, value in found.items() if name != "columns"}
+    emit({"command": "evaluate", "file": str(file), **document}, _text(found, chosen, file), as_json)
+
+
+def _method(name: str, options: dict[str, Any]) -> Method:
+    from nearzero.nll import ByBound, ByOde, ByTruncatedBound
+
+    t_min, draws = options["t_min"], options["draws"]
+    if name == "bound":
+        if t_min is not None:
+            raise ArgumentError(f"--t-min {t_min:g}: this bound truncates no time; use --method truncated-bound")
+        return ByBound(draws)
+    if name == "truncated-bound":
+        return ByTruncatedBound(1e-5 if t_min is None else t_min, draws)
+    names = ("rtol", "atol", "probes", "exact", "between_timesteps")
+    return ByOde(t_min=t_min or 0.0, **{name: options[name] for name in names})
+
+
+def _text(found: dict[str, Any], method: str, file: Path) -> str:
+    """The number with its error, its terms, and what it depends on."""
+    means, settings = found["means"], found["settings"]
+    value = means["bits"]
+    error = "" if value["stderr"] is None else f" +- {value['stderr']:.4f}"
+    kind = "the ODE's density" if method == "ode" else "at most this: a bound"
+    lines = [f"{value['mean']:.4f}{error} bits/dim ({kind})"]
+    lines += [
+        f"  {name:15}{means[name]['mean']:10.4f}" for name in ("prior", "diffusion", "reconstruction") if name in means
+    ]
+    lines += [
+        f"  {found['images_done']:,} images of {settings['data']['name']}, {settings['repeats']} dither each, "
+        f"{means['evaluations']['mean']:,.0f} evaluations, step {settings['step']:,} of {settings['recipe']}",
+        f"  {file}",
+    ]
+    return "\n".join(lines)
