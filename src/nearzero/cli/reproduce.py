@@ -40,6 +40,9 @@ EXPERIMENTS = {
     "etsdm-snr": Experiment("SNR of Modified-NS and of remapped times (E-TSDM, Fig. A8, A9).", "theory", "etsdm_snr"),
     "edm-ode": Experiment("The ODE of two points on the line: VP, VE and EDM (EDM, Fig. 3).", "theory", "edm_ode"),
     "edm-denoiser": Experiment("The best denoiser of the embedded images (EDM, Fig. 1b).", "theory", "edm_denoiser"),
+    "solvers": Experiment("Error over network evaluations, every solver; minutes.", "solvers", "solvers"),
+    "edm-steps": Experiment("The error of one Heun step over sigma and rho (EDM, Appendix D).", "solvers", "edm_steps"),
+    "edm-churn": Experiment("Churn on exact and trained denoisers (EDM, Section 4); minutes.", "solvers", "edm_churn"),
 }
 
 
@@ -59,7 +62,7 @@ def command(name: str | None, out: Path | None, as_json: bool) -> None:
     nearzero reproduce
     nearzero reproduce exponents --out exponents
 
-    Writes DIR/index.html, a page; PNG files; DIR/NAME.csv and DIR/NAME.json, the numbers. Each takes seconds.
+    Writes DIR/index.html, a page; PNG files; DIR/NAME.csv and DIR/NAME.json, the numbers. Most take seconds; `solvers` and `edm-churn` take minutes.
     """
     from nearzero.report.page import Page, Section
 
