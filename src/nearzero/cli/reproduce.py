@@ -62,7 +62,8 @@ def command(name: str | None, out: Path | None, as_json: bool) -> None:
     nearzero reproduce
     nearzero reproduce exponents --out exponents
 
-    Writes DIR/index.html, a page; PNG files; DIR/NAME.csv and DIR/NAME.json, the numbers. Most take seconds; `solvers` and `edm-churn` take minutes.
+    Writes DIR/index.html, a page; PNG files; DIR/NAME.csv and DIR/NAME.json, the numbers. Most take
+    seconds; `solvers` and `edm-churn` take minutes.
     """
     from nearzero.report.page import Page, Section
 

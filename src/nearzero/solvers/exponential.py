@@ -112,6 +112,8 @@ class DPMSolver:
 
     def inner_times(self, t: Tensor, s: Tensor, process: Any) -> Tensor:
         """The same for many steps."""
+        if self.order == 1:
+            return t.new_empty(len(t), 0)
         start, stop = process(torch.cat([t, s])).logsnr.chunk(2)
         inside = start[:, None] + t.new_tensor(RATIOS[self.order]) * (stop - start)[:, None]
         finite = inside.isfinite()
@@ -129,8 +131,8 @@ class DPMSolver:
         signal the first step is DDIM's and leaves up to order - 1 of the calls unused.
         """
         full, rest = divmod(nfe - 1, self.order)
-        orders = [self.order] * full + [rest] * (rest > 0) + [1]
-        return [replace(self, order=order) for order in orders]
+        left = [replace(self, order=rest)] if rest else []
+        return [self] * full + left + [replace(self, order=1)]
 
     def step(
         self, evaluate: Evaluate, x: Tensor, row_t: Row, row_s: Row, noise: Tensor | None, inner: Sequence[Row] = ()
@@ -139,16 +141,17 @@ class DPMSolver:
         if not inner:
             return mix(x, evaluate(x, row_t), row_t, row_s.alpha, row_s.sigma)
         eps = mix(x, evaluate(x, row_t), row_t, 0.0, 1.0)
-        there = _ddim(x, eps, row_t, inner[0])
-        for row, to, weight in zip(inner, (*inner[1:], row_s), _weights(row_t, row_s, inner), strict=True):
+        (of_x, of_eps), *further = (_ddim(row_t, row) for row in (*inner, row_s))
+        there = x.mul(of_x).add_(eps, alpha=of_eps)
+        for row, (of_x, of_eps), weight in zip(inner, further, _weights(row_t, row_s, inner), strict=True):
             change = mix(there, evaluate(there, row), row, 0.0, 1.0).sub_(eps)
-            there = _ddim(x, eps, row_t, to).sub_(change, alpha=weight)
+            there = change.mul_(-weight).add_(x, alpha=of_x).add_(eps, alpha=of_eps)  # four states in all
         return there
 
 
-def _ddim(x: Tensor, eps: Tensor, row_t: Row, row: Row) -> Tensor:
-    """DDIM's step to a row, from the noise estimate at row_t, where alpha is not 0."""
-    return x.mul(row.alpha / row_t.alpha).add_(eps, alpha=row.sigma - row.alpha / row_t.alpha * row_t.sigma)
+def _ddim(row_t: Row, row: Row) -> tuple[float, float]:
+    """The weights of x and of its noise estimate in DDIM's step from row_t, where alpha is not 0, to a row."""
+    return row.alpha / row_t.alpha, row.sigma - row.alpha / row_t.alpha * row_t.sigma
 
 
 def _weights(row_t: Row, row_s: Row, inner: Sequence[Row]) -> tuple[float, ...]:
