@@ -355,7 +355,7 @@ def test_variants_of_ddpm_change_one_thing():
         ("ddpm_continuous", "remap"): {"conditioning"},
         ("ddpm_continuous", "remap_sigmoid"): {"conditioning", "grid"},
         ("full", "full_uncentred"): {"codec"},
-        ("full_uncentred", "full_w"): {"parameterization"},
+        ("full_uncentred", "full_w"): {"parameterization", "times"},
         ("ddpmpp_elbo", "soft_truncation"): {"times"},
     }
     found = {pair: set(differences(*map(named, pair))) for pair in expected}

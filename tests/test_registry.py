@@ -47,6 +47,7 @@ OBJECTS = [
     *(nz.PredictorCorrector(nz.Ancestral("lower"), 2, 0.1), nz.Churn(30.0), nz.Churn.imagenet64()),
     *(nz.FullDiffusionSolver(), nz.FullDiffusionSolver(2, "bridge"), nz.FullDiffusionSolver(2, "fitted")),
     *(nz.DPMSolver(), nz.DPMSolver(2), nz.DPMSolverPP(), nz.DPMSolverPP(1, noise=True)),
+    *(nz.LogTimes(), nz.LogTimes(0.1), nz.Stratified(nz.LogTimes())),
     *(nz.RungeKutta2(), nz.RungeKutta2(2 / 3), nz.RungeKutta4(), nz.RK45(), nz.RK45(1e-3, 1e-4)),
     *(nz.RungeKutta4(nz.Angle(nz.LinearVP())), nz.RK45(clock=nz.Itself(nz.KarrasVE()))),
     *(nz.TimestepGrid("quadratic"), nz.Aligned(nz.SqrtGrid(), (0.02, 0.1)), nz.Aligned(nz.TimestepGrid(), ())),

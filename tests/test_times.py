@@ -14,6 +14,7 @@ import nearzero as nz
 from nearzero import randomness
 from nearzero.errors import ArgumentError
 from nearzero.level import Coefficients
+from nearzero.times import LogTimes
 
 law = settings(deadline=None, derandomize=True, max_examples=60)
 LARGEST, SMALLEST = 0xFFFFFFFF, 0
@@ -45,6 +46,9 @@ TIMES = {
     "DiscreteTimes": (nz.DiscreteTimes(), DISCRETE),
     "LogNormalSigma": (nz.LogNormalSigma(), list(ALL)),
     "LogNormalSigma wide": (nz.LogNormalSigma(0.0, 3.0), list(ALL)),
+    "LogTimes": (LogTimes(), list(ALL)),
+    "LogTimes 1e-12": (LogTimes(1e-12), list(ALL)),
+    "LogTimes 1e12": (LogTimes(1e12), list(ALL)),
     "ImportanceTimes": (nz.ImportanceTimes(), list(SIGNAL)),
     "ImportanceTimes 1e-12": (nz.ImportanceTimes(1e-12), list(SIGNAL)),
     "SoftTruncation": (nz.SoftTruncation(), list(SIGNAL)),
@@ -251,6 +255,53 @@ def test_log_normal_sigma_refuses_what_is_no_normal(mean, std):
     """A mean that is not finite and a deviation that is not positive and finite are refused."""
     with pytest.raises(ArgumentError, match="finite mean and a positive std"):
         nz.LogNormalSigma(mean, std)
+
+
+# --- LogTimes ---------------------------------------------------------------------------------------------------------
+
+
+@law
+@given(u=uniforms, d=st.floats(1e-12, 1e6), end=st.floats(0.1, 100))
+def test_log_times_are_their_formula(u, d, end):
+    """t = end d ((1 + 1/d)^u - 1) and q = 1 / ((t + d end) log(1 + 1/d)), by mpmath, at the extreme draws too."""
+    process, times = type("Process", (), {"end": end})(), LogTimes(d)
+    with mpmath.workdps(40):
+        t = mpf(end) * mpf(d) * ((1 + 1 / mpf(d)) ** mpf(u) - 1)
+        q = 1 / ((t + mpf(d) * mpf(end)) * mp.log(1 + 1 / mpf(d)))
+    found = times(f64([u]), process)
+    assert found.item() == pytest.approx(float(t), rel=1e-13)
+    assert times.density(found, process).item() == pytest.approx(float(q), rel=1e-13)
+
+
+@each(["KarrasVE", "LinearSigmaVP"])
+@pytest.mark.parametrize("times", [nz.UniformTimes(), LogTimes(), LogTimes(0.3)], ids=repr)
+def test_densities_integrate_to_their_share(process, times):
+    """The integral of the density from 0 to the time of u is u: Gauss and Legendre on pieces that grow twofold."""
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    for u in (1e-6, 0.1, 0.5, 0.9, 1.0):
+        last = times(f64([u]), process).item()
+        edges = np.concatenate([[0.0], last * 2.0 ** np.arange(-40, 1)])
+        t = edges[:-1, None] + np.diff(edges)[:, None] * (nodes + 1) / 2
+        found = (times.density(f64(t), process).numpy() * np.diff(edges)[:, None] * weights / 2).sum()
+        assert found == pytest.approx(u, rel=1e-12)
+
+
+@law
+@given(u=uniforms)
+def test_log_times_end_in_uniform_and_logarithmic_ones(u):
+    """For large d t is u end, within 1/d; for small d log(t / end) is (u - 1) log(1/d), where t is well above d."""
+    process = nz.KarrasVE()
+    assert LogTimes(1e9)(f64([u]), process).item() == pytest.approx(80 * u, rel=1e-8)
+    t = LogTimes(1e-12)(f64([u]), process).item()
+    if t > 80e-12 * 1e4:
+        assert math.log(t / 80) == pytest.approx((u - 1) * math.log(1e12), abs=2e-4)
+
+
+@pytest.mark.parametrize("d", [0.0, -1.0, math.nan, math.inf])
+def test_log_times_refuse_a_d_that_is_none(d):
+    """d is positive and finite."""
+    with pytest.raises(ArgumentError, match="LogTimes needs a positive d"):
+        LogTimes(d)
 
 
 # --- ImportanceTimes ----------------------------------------------------------------------------------------------

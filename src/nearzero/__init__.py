@@ -23,7 +23,7 @@ _NAMES = {
     "conditioning.shared": ["Shared"],
     "conditioning.time": ["InverseSigmoid", "InverseTime", "Time", "Timestep"],
     "times": [
-        *("Antithetic", "DiscreteTimes", "ImportanceTimes", "LogNormalSigma"),
+        *("Antithetic", "DiscreteTimes", "ImportanceTimes", "LogNormalSigma", "LogTimes"),
         *("Matched", "SoftTruncation", "Stratified", "UniformTimes", "UniformTold"),
     ],
     "weighting": ["LikelihoodWeight", "MinSNR", "P2", "Simple"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError
 from nearzero.level import Level, expand
 from nearzero.parameterization import Nu, W, regression_target
-from nearzero.times import Antithetic, Stratified, Times, UniformTimes
+from nearzero.times import Antithetic, Stratified, Times
 from nearzero.weighting import Weighting
 
 
@@ -135,8 +135,9 @@ class VariationalBound(nn.Module):
         W:   sigma |x0 - F|^2 + 2 alpha F.eps + D/2 log 2 pi
 
     at t = sigma uniform in (0, 1); their means over t and eps are -ELBO, an upper bound on -log p(x0), and both are
-    finite at both ends. `times` spreads t uniformly: UniformTimes, Stratified or Antithetic over it.
-    Raises ArgumentError for another parameterization, or a process with sigma other than t.
+    finite at both ends. `times` have a density q: UniformTimes or LogTimes, Stratified or Antithetic over them or not.
+    What depends on t is divided by q(t): the mean stays the same, only the variance changes.
+    Raises ArgumentError for other times or another parameterization, or a process with sigma other than t.
 
     Reference: FullDiffusion, Eq. 16 and 18; the form of W is this project's own.
 
@@ -148,12 +149,16 @@ class VariationalBound(nn.Module):
 
     def __init__(self, times: Times) -> None:
         super().__init__()
-        inner = times
+        inner: Any = times
         while isinstance(inner, Stratified | Antithetic):
             inner = inner.inner
-        if not isinstance(inner, UniformTimes):
-            raise ArgumentError(f"VariationalBound needs uniform times, got {times}: with others it is no bound")
+        if not hasattr(inner, "density"):
+            raise ArgumentError(
+                f"VariationalBound needs uniform times, or others with a density such as LogTimes, got {times}: "
+                "else it is no bound"
+            )
         self.times = times
+        self.density = inner.density
 
     def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
         """One loss for each example of x0 (B, ...); u in (0, 1) float64 (B,), eps shaped like x0."""
@@ -171,13 +176,14 @@ class VariationalBound(nn.Module):
         alpha, sigma = (expand(value, x0) for value in level)
         x = alpha * x0 + sigma * eps
         F, _, _ = denoiser.output(x, t, **condition)
-        constant = x0[0].numel() / 2 * math.log(math.tau)
+        dim = math.prod(x0.shape[1:])
+        constant = dim / 2 * math.log(math.tau)
         if isinstance(denoiser.parameterization, W):
-            loss = _sum(sigma * (x0 - F) ** 2 + 2 * alpha * F * eps) + constant
-            return Evaluation(loss, x, t, F)
-        inner = alpha * sigma * F + 2 * (alpha * (1 + sigma**2) * eps - sigma**3 * x0)
-        loss = _sum(alpha * F * inner + x0**2 / 6) + constant + x0[0].numel() * 7 / 12
-        return Evaluation(loss, x, t, F)
+            part = _sum(sigma * (x0 - F) ** 2 + 2 * alpha * F * eps)
+        else:
+            part = _sum(alpha * F * (alpha * sigma * F + 2 * (alpha * (1 + sigma**2) * eps - sigma**3 * x0)))
+            constant = _sum(x0**2 / 6) + constant + dim * 7 / 12
+        return Evaluation(part / expand(self.density(t, denoiser.process), part) + constant, x, t, F)
 
 
 def _sum(x: Tensor) -> Tensor:

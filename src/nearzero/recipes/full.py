@@ -12,7 +12,7 @@ from nearzero.process import LinearSigmaVP
 from nearzero.recipe import Recipe, Training
 from nearzero.recipes.etsdm import ddpm_continuous
 from nearzero.solvers.sde import Ancestral
-from nearzero.times import ImportanceTimes, SoftTruncation, Stratified, UniformTimes
+from nearzero.times import ImportanceTimes, LogTimes, SoftTruncation, Stratified, UniformTimes
 from nearzero.weighting import LikelihoodWeight
 
 
@@ -81,6 +81,9 @@ def full_uncentred() -> Recipe:
 def full_w() -> Recipe:
     """FullDiffusion with W, this project's own: the same ELBO, bounded for data of any mean.
 
+    Times are uniform in log(t + 0.001): on dithered pixels the bound's variance is 24 times lower than with uniform
+    times (scripts/bound_variance.py).
+
     Measured here: not yet.
     """
-    return replace(full_uncentred(), name="full_w", parameterization=W())
+    return replace(full_uncentred(), name="full_w", parameterization=W(), times=Stratified(LogTimes()))

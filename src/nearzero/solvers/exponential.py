@@ -131,8 +131,8 @@ class DPMSolver:
         signal the first step is DDIM's and leaves up to order - 1 of the calls unused.
         """
         full, rest = divmod(nfe - 1, self.order)
-        left = [replace(self, order=rest)] if rest else []
-        return [self] * full + left + [replace(self, order=1)]
+        left: list[Solver] = [replace(self, order=rest)] if rest else []
+        return [*[self] * full, *left, replace(self, order=1)]
 
     def step(
         self, evaluate: Evaluate, x: Tensor, row_t: Row, row_s: Row, noise: Tensor | None, inner: Sequence[Row] = ()
