@@ -192,3 +192,17 @@ def test_bad_options(trained, options, match, capsys, tmp_path):
     assert command(["evaluate", str(trained.path), *options, *extra]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(match, error) and not out.exists()
+
+
+def test_the_page(trained, capsys, tmp_path):
+    """--html writes a page with the number, its error and what it depends on, escaped, and replaces no foreign file."""
+    folder, page = write_folder(tmp_path / "<b>images"), tmp_path / "nll.html"
+    arguments = ["evaluate", str(trained.path), "--nll", "--method", "bound", "--draws", "5", "--images", "6"]
+    arguments += ["--data", str(folder), "--html", str(page), "--out", str(tmp_path / "page.json")]
+    assert command(arguments) == 0
+    number = capsys.readouterr().out.split(" bits/dim")[0]
+    text = page.read_text()
+    assert number in text and "FullDiffusion&#39;s bound" in text and "<b>images" not in text
+    page.write_text("mine")
+    assert command(arguments) == 2 and page.read_text() == "mine"
+    assert "is no page of nearzero's" in capsys.readouterr().err

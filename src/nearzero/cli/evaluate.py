@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="The JSON.  [default: RUN/nll-METHOD.json]"
 )
+@click.option("--html", type=click.Path(path_type=Path), metavar="PAGE", help="Also write a page for a browser.")
 @click.option("--overwrite", is_flag=True, help="Start again where FILE holds other settings.")
 @device_option
 @json_option
@@ -57,6 +60,7 @@ def command(
     batch: int,
     raw_weights: bool,
     out: Path | None,
+    html: Path | None,
     overwrite: bool,
     device: str,
     as_json: bool,
@@ -75,11 +79,16 @@ def command(
         raise ArgumentError("name what to measure: --nll")
     from nearzero.files import check_writable
     from nearzero.nll import evaluate
+    from nearzero.report.page import Page
     from nearzero.run import Run
 
     loaded, chosen = Run.load(run), method or "ode"
     file = out or run / f"nll-{chosen}.json"
-    check_writable(file)
+    for target in (file, html):
+        if target is not None:
+            check_writable(target)
+    if html is not None and html.exists() and not Page.is_one(html):
+        raise ArgumentError(f"--html {html} exists and is no page of nearzero's; name another file")
     images = run_images(loaded, data)
     if not loaded.recipe.dither:
         say(f"note: {loaded.recipe.name} was trained on whole grey levels, which have no density between them")
@@ -98,6 +107,10 @@ def command(
             overwrite=overwrite,
             progress=show,
         )
+    if html is not None:
+        from nearzero.report.nll import page
+
+        page(found, shlex.join(["nearzero", *sys.argv[1:]])).write(html)
     document = {name: value for name, value in found.items() if name != "columns"}
     emit({"command": "evaluate", "file": str(file), **document}, _text(found, chosen, file), as_json)
 

@@ -220,3 +220,16 @@ def losses(runs: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
         axes.set(yscale="log", xlabel="training step", ylabel="training loss")
         _legend(axes)
         return _svg(figure)
+
+
+def bits(values: Sequence[float], mean: float) -> bytes:
+    """How bits per dimension spread over images, with their mean."""
+    with rc_context(_LOOK):
+        figure, (axes,) = _figure(3.2)
+        axes.hist(values, bins=min(40, max(5, len(values) // 5)), color=STYLES[0]["color"], alpha=0.5)
+        axes.axvline(mean, color="#595959", linewidth=1)
+        axes.annotate(
+            "mean", (mean, 0.97), (3, 0), ("data", "axes fraction"), "offset points", color="#595959", va="top"
+        )
+        axes.set(xlabel="bits per dimension", ylabel="images")
+        return _svg(figure)
