@@ -45,7 +45,7 @@ def test_differences_name_every_field_that_differs():
         "process": nz.LinearVP(), "parameterization": nz.Velocity(), "conditioning": nz.Time(), "times": nz.UniformTimes(),
         "solver": nz.DDIM(), "grid": nz.UniformGrid(), "steps": 50, "network": tiny_recipe().network, "training": tiny_recipe().training,
         "weighting": nz.MinSNR(), "codec": nz.Centred((0.1,)), "penalty": 0.1,
-        "uncertainty": 4, "through": nz.Through(nz.LinearVP()),
+        "uncertainty": 4, "dither": True, "through": nz.Through(nz.LinearVP()),
     }  # fmt: skip
     assert differences(a, a) == differences(a, replace(a, name="other")) == {}
     for name, value in other.items():

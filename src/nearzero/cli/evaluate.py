@@ -77,18 +77,12 @@ def command(
     """
     if not nll:
         raise ArgumentError("name what to measure: --nll")
-    from nearzero.files import check_writable
     from nearzero.nll import evaluate
-    from nearzero.report.page import Page
     from nearzero.run import Run
 
-    loaded, chosen = Run.load(run), method or "ode"
+    loaded, chosen, device = Run.load(run), method or "ode", pick_device(device)
     file = out or run / f"nll-{chosen}.json"
-    for target in (file, html):
-        if target is not None:
-            check_writable(target)
-    if html is not None and html.exists() and not Page.is_one(html):
-        raise ArgumentError(f"--html {html} exists and is no page of nearzero's; name another file")
+    _check_targets(file, html)
     images = run_images(loaded, data)
     if not loaded.recipe.dither:
         say(f"note: {loaded.recipe.name} was trained on whole grey levels, which have no density between them")
@@ -103,7 +97,7 @@ def command(
             seed=seed,
             batch=batch,
             ema=not raw_weights,
-            device=pick_device(device),
+            device=device,
             overwrite=overwrite,
             progress=show,
         )
@@ -113,6 +107,18 @@ def command(
         page(found, shlex.join(["nearzero", *sys.argv[1:]])).write(html)
     document = {name: value for name, value in found.items() if name != "columns"}
     emit({"command": "evaluate", "file": str(file), **document}, _text(found, chosen, file), as_json)
+
+
+def _check_targets(file: Path, html: Path | None) -> None:
+    """Raises before anything is measured where a result cannot be written."""
+    from nearzero.files import check_writable
+    from nearzero.report.page import Page
+
+    for target in (file, html):
+        if target is not None:
+            check_writable(target)
+    if html is not None and html.exists() and not Page.is_one(html):
+        raise ArgumentError(f"--html {html} exists and is no page of nearzero's; name another file")
 
 
 def _method(name: str, options: dict[str, Any]) -> Method:
