@@ -247,12 +247,13 @@ def test_timesteps_of_exploding_noise_are_equal_in_log_sigma(process):
 
 
 def test_a_diagnosis_of_edm_sees_low_noise():
-    """Over KarrasVE the first probe lies at sigma 0.002; K of log sigma, of data at points, is bounded in both its ends."""
+    """Over KarrasVE the first probe lies at sigma 0.002; K per step of log sigma, of data at points, does not grow towards either end."""
     data = nz.PointCloud(torch.linspace(-1, 1, 8, dtype=F64)[:, None].expand(8, 16).contiguous())
     denoiser = data.denoiser(nz.KarrasVE(), nz.Karras())
     found = nz.diagnose(denoiser, data.sample(16, torch.Generator().manual_seed(0)), every=25)
     assert found.lipschitz.times[0].item() == pytest.approx(0.002)
-    assert found.summary()["max_at_timestep"] < 200 and found.lipschitz.value.isfinite().all()
+    assert found.summary()["max_at_timestep"] < 200 and found.lipschitz.max < 2 * found.lipschitz.value[0]
+    assert found.lipschitz.value[-1] < found.lipschitz.value[0]
     assert "1000 noise levels" in found.unit
 
 

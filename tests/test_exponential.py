@@ -11,9 +11,10 @@ import torch
 
 import nearzero as nz
 from nearzero.errors import ArgumentError
+from nearzero.level import Row
 from nearzero.oracle.base import Exact, ExactShared
 from nearzero.solvers import begin
-from nearzero.solvers.exponential import DDIM, DPMSolver, DPMSolverPP
+from nearzero.solvers.exponential import DDIM, DPMSolver, DPMSolverPP, _excess
 
 SOLVERS = [DPMSolver(1), DPMSolver(2), DPMSolver(3), DPMSolverPP(), DPMSolverPP(noise=True), DPMSolverPP(1)]
 every = pytest.mark.parametrize("solver", SOLVERS, ids=str)
@@ -669,3 +670,11 @@ def test_published_budget_of_fifty():
     """Fifty evaluations at order 3 are sixteen third-order steps and two first-order ones; at order 2 twenty-four pairs and two."""
     assert np.bincount([step.order for step in DPMSolver(3).plan(50)]).tolist() == [0, 2, 0, 16]
     assert np.bincount([step.order for step in DPMSolver(2).plan(50)]).tolist() == [0, 2, 24]
+
+
+@pytest.mark.parametrize("h", [-15.0, -12.0, -8.0, -1.5, -1.0, -0.99, -1e-3, 1e-3, 0.99, 1.0, 7.0, 15.0])
+def test_the_weight_of_a_stage_in_both_directions(h):
+    """sigma_s ((e^h - 1)/h - 1) to a relative 1e-12 from |h| = 1e-3 to 15, upwards too, as inversion steps."""
+    row_t, row_s = (Row(0.0, 1.0, math.exp(-q), *(0.0,) * 11) for q in (0.0, h))
+    exact = math.exp(-h) * float(mpmath.expm1(h) / h - 1)
+    assert _excess(row_t, row_s) == pytest.approx(exact, rel=1e-12)

@@ -191,3 +191,12 @@ def test_what_cannot_be_guided_is_refused():
     )
     with pytest.raises(ArgumentError, match="guide first"):
         Guided(through(strong), through(weak), 2.0, (0.3, 5.0))
+
+
+def test_an_interval_without_an_upper_end_holds_pure_noise():
+    """(1, inf) guides at alpha = 0 as just below it."""
+    strong, weak = (data.denoiser(nz.LinearSigmaVP(), nz.W()) for data in (STRONG, WEAK))
+    whole, open_ended = Guided(strong, weak, 3.0), Guided(strong, weak, 3.0, (1.0, math.inf))
+    for t in (1.0, 0.99):
+        assert torch.equal(open_ended(X, t).x0, whole(X, t).x0)
+    assert torch.equal(open_ended(X, 0.5).x0, strong(X, 0.5).x0)

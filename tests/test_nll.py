@@ -13,7 +13,7 @@ from conftest import pictures, tiny_recipe, write_folder
 from nearzero import recipes
 from nearzero.bounds import truncated_elbo
 from nearzero.cli import run as command
-from nearzero.errors import ArgumentError, DataError
+from nearzero.errors import ArgumentError, DataError, NumericalError
 from nearzero.files import to_bytes
 from nearzero.nll import ByBound, ByOde, ByTruncatedBound, evaluate
 from nearzero.randomness import Stream, order, uniforms
@@ -144,9 +144,16 @@ def test_other_settings_are_refused(run, tmp_path):
         assert out.read_bytes() == before
     assert evaluate(run, images(), ByBound(5), out=out, count=6, overwrite=True)["images_done"] == 6
     other = tmp_path / "other.json"
-    other.write_text("[1]")
-    with pytest.raises(ArgumentError, match=r"is no evaluation of nearzero's"):
-        evaluate(run, images(), ByBound(4), out=other)
+    for text in ("[1]", "{", '{"columns": {}, "settings": [1]}', '{"columns": []}'):
+        other.write_text(text)
+        for overwrite in (False, True):
+            with pytest.raises(ArgumentError, match=r"is no evaluation of nearzero's"):
+                evaluate(run, images(), ByBound(4), out=other, overwrite=overwrite)
+        assert other.read_text() == text
+    document = json.loads(out.read_text())
+    other.write_text(json.dumps({**document, "settings": {**document["settings"], "newer": 1}}))
+    with pytest.raises(ArgumentError, match="with another newer"):
+        evaluate(run, images(), ByBound(5), out=other, count=6)
     with pytest.raises(DataError, match="21 images were asked for and images holds 20"):
         evaluate(run, images(), ByBound(4), out=tmp_path / "c.json", count=21)
 
@@ -160,7 +167,7 @@ def trained(tmp_path_factory):
 
 
 def test_the_command(trained, capsys, tmp_path):
-    """`evaluate --nll` prints bits/dim by the ODE and by the bound, which lies above it, and keeps both in the run."""
+    """`evaluate --nll` prints bits/dim by the ODE and by the bound, no more than .1 below it, and keeps both in the run."""
     values = {}
     write_folder(tmp_path / "images")
     for method, options in (("ode", ["--rtol", "1e-3", "--atol", "1e-3"]), ("bound", ["--draws", "300"])):
@@ -206,3 +213,33 @@ def test_the_page(trained, capsys, tmp_path):
     page.write_text("mine")
     assert command(arguments) == 2 and page.read_text() == "mine"
     assert "is no page of nearzero's" in capsys.readouterr().err
+
+
+def test_what_is_not_finite_is_an_error_of_numbers(monkeypatch, run, tmp_path):
+    """A network that answers NaN ends in NumericalError by either bound, and leaves no file."""
+
+    class Broken(torch.nn.Module):
+        def forward(self, x, c):
+            return x * math.nan
+
+    for process, form, method in (
+        (nz.LinearSigmaVP(), nz.W(), ByBound(3)),
+        (nz.LinearVP(), nz.Epsilon(), ByTruncatedBound(1e-3, 3)),
+    ):
+        denoiser = nz.Denoiser(Broken(), process, form, nz.Time())
+        monkeypatch.setattr(nz.Run, "denoiser", lambda self, denoiser=denoiser, **_: denoiser)
+        with pytest.raises(NumericalError, match="not finite"):
+            evaluate(run, images(), method, out=tmp_path / "nan.json", count=2)
+        assert not (tmp_path / "nan.json").exists()
+    with pytest.raises(ArgumentError, match="finite float tensor"):
+        truncated_elbo(denoiser, torch.full((1, 2), math.nan), t_min=0.1, draws=1)
+
+
+def test_one_file_cannot_be_both(trained, capsys, tmp_path):
+    """--html and --out of one name, and a folder for either, are refused before anything is measured."""
+    both, arguments = str(tmp_path / "x"), ["evaluate", str(trained.path), "--nll"]
+    for options, match in (
+        (["--out", both, "--html", both], "the file of the JSON too"),
+        (["--out", str(tmp_path)], "is a folder"),
+    ):
+        assert command([*arguments, *options]) == 2 and match in capsys.readouterr().err

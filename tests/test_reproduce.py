@@ -171,6 +171,14 @@ def test_the_table_is_what_target_exponent_says(made):
             process, target = theory.SCHEDULES[row["schedule"]], theory.TARGETS[row["target"]]
             expected = target_exponent(process, target, data[kind], at_end=at_end)
             assert float(row["exponent"]) == pytest.approx(expected, abs=1e-6)
+    said = {tuple(row[name] for name in ("schedule", "target", "case")): row["exponent"] for row in rows}
+    smooth, points = list(theory.CASES)[:2]
+    for key, p in {
+        ("linear", "eps", smooth): 0.5,
+        ("cosine, s = 0", "nu", points): 2.0,
+        ("EDM", "eps", points): 1.0,
+    }.items():
+        assert float(said[key]) == pytest.approx(p, abs=0.02)
     missing = {(row["schedule"], row["target"]) for row in rows if not row["exponent"]}
     assert missing == {("EDM", "nu"), ("EDM", "w")}
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -332,3 +333,20 @@ def test_a_run_without_checkpoint_can_be_resumed(tmp_path, trained):
     nz.Run.create(tmp_path, tiny_recipe(), pictures().describe(), 0)
     run = train(tiny_recipe(), pictures(), tmp_path, resume=True)
     assert tree(run.checkpoint()) == tree(trained.checkpoint())
+
+
+def test_a_pinned_run_stays_at_its_checkpoint(tmp_path):
+    """What training adds later changes neither step nor weights of a pinned run, and both of one that is not."""
+    recipe = tiny_recipe(steps=2)
+    run = train(recipe, pictures(), tmp_path / "run")
+    pinned, before = run.pinned(), (run.checkpoint() / "ema.safetensors").read_bytes()
+    weights = [value.clone() for value in pinned.denoiser().parameters()]
+    kept = tmp_path / "kept"
+    shutil.copytree(run.checkpoint(), kept)
+    longer = replace(recipe, training=replace(recipe.training, steps=4))
+    train(longer, pictures(), tmp_path / "run", resume=True)
+    shutil.copytree(kept, run.path / "checkpoints" / "000000002", dirs_exist_ok=True)
+    assert (pinned.step, run.step) == (2, 4)
+    assert all(torch.equal(a, b) for a, b in zip(weights, pinned.denoiser().parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights, run.denoiser().parameters(), strict=True))
+    assert (pinned.checkpoint() / "ema.safetensors").read_bytes() == before

@@ -65,7 +65,7 @@ def test_the_reference_is_the_ode(name):
 
 
 def test_points_end_in_points():
-    """On points the reference ends in one of them, each start in the one whose best estimate it has at the end, to 1e-4."""
+    """On points the reference ends in one of them, to 1e-4."""
     points = nz.PointCloud(lab.clothes(8)[::250])
     path, _ = lab.Lab("images", points, range(6), ()).adaptive(nz.KarrasVE(), 1e-8, 80.0)
     distance = torch.cdist(path[0.0].flatten(1), points.points.flatten(1))

@@ -20,6 +20,7 @@ from torch import Tensor
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError
 from nearzero.level import Level, expand
+from nearzero.likelihood import check_data
 from nearzero.randomness import probe_generator
 
 
@@ -56,6 +57,7 @@ def truncated_elbo(
     >>> bool(terms.bound < -1.8)                                                             # log p(0) = -1.8379
     True
     """
+    check_data(x)
     if not 0 < t_min < denoiser.process.end:
         raise ArgumentError(f"t_min must lie inside (0, {denoiser.process.end:g}), got {t_min}")
     if draws < 1:

@@ -70,12 +70,13 @@ class Centred:
             raise ArgumentError(f"Centred needs a mean image of finite numbers, got {str(self.mean)[:60]}")
 
     @classmethod
-    def of(cls, images: Tensor) -> Centred:
-        """Centred at the mean of uint8 images (N, C, H, W)."""
+    def of(cls, images: Tensor, *, mirrored: bool = False) -> Centred:
+        """Centred at the mean of uint8 images (N, C, H, W), with that of their mirror images if `mirrored`."""
         total = torch.zeros(images.shape[1:], dtype=torch.int64)
         for part in images.split(1024):  # a float64 copy of all of them would take eight times their memory
             total += part.sum(0, dtype=torch.int64).to(total)
-        return cls(tuple((total.to(torch.float64) / len(images) / 127.5 - 1).flatten().tolist()))
+        total, count = (total + total.flip(-1), 2 * len(images)) if mirrored else (total, len(images))
+        return cls(tuple((total.to(torch.float64) / count / 127.5 - 1).flatten().tolist()))
 
     def _mean(self, x: Tensor) -> Tensor:
         if not self.mean:
@@ -107,6 +108,4 @@ def fitted(codec: Codec, images: Tensor, *, mirrored: bool = False) -> Codec:
 
     `Centred()` takes the mean of the images as training sees them, any other codec stays as it is.
     """
-    if codec != Centred():
-        return codec
-    return Centred.of(torch.cat([images, images.flip(-1)]) if mirrored else images)
+    return Centred.of(images, mirrored=mirrored) if codec == Centred() else codec

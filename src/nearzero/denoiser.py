@@ -59,15 +59,16 @@ class Denoiser(nn.Module):
 
         Where nothing that the network says is heard, B = D = 0, it is not asked and F is 0.
         """
-        return self.stage(x, t, t, **condition)
+        return self.stage(x, t, None, **condition)
 
     def stage(
-        self, x: Tensor, t: Tensor | float, leaving: Tensor | float, **condition: Tensor
+        self, x: Tensor, t: Tensor | float, leaving: Tensor | float | None, **condition: Tensor
     ) -> tuple[Tensor, Level, Coefficients]:
-        """`output` at a stage t of a solver's step that leaves the time `leaving`, whose cell the network is told."""
-        t, level = self._at(x, t)
+        """`output` at a stage t of a solver's step that leaves `leaving` (None: t), whose cell the network is told."""
+        t, level = here = self._at(x, t)
         k = self.parameterization.coefficients(level)
-        return self._heard(x, t, level, (k.B != 0) | (k.D != 0), condition, self._at(x, leaving)), level, k
+        left = here if leaving is None else self._at(x, leaving)
+        return self._heard(x, t, level, (k.B != 0) | (k.D != 0), condition, left), level, k
 
     def _at(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Level]:
         """The times (B,) of the examples, and their levels in float64, both on the CPU."""

@@ -126,5 +126,5 @@ class _Inside:
         else:
             t = self.told.time_of(torch.tensor([told], dtype=torch.float64))
         alpha, sigma = self.process(torch.minimum(t, torch.full_like(t, self.process.end)))  # told in float32
-        near = 1 + 1e-5  # the rounding that the docstring states
-        return bool((sigma > self.low * near * alpha) & (sigma <= self.high * near * alpha))
+        ratio, near = sigma / alpha, 1 + 1e-5  # the rounding that the docstring states
+        return bool((ratio > self.low * near) & (ratio <= self.high * near))

@@ -14,6 +14,7 @@ from nearzero.grid import Grid
 from nearzero.path import Network, Step, check_finite, plan_steps
 from nearzero.solvers import Solver, begin, mix
 from nearzero.solvers.ode import bounded
+from nearzero.solvers.sde import PredictorCorrector
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def invert(
     """
     times = grid(steps, denoiser.process).flip(0)
     path = plan_steps(denoiser, [solver] * (len(times) - 1), times)
-    if any(int(solver.noisy(step.row_t, step.row_s)) for step in path):
+    if isinstance(solver, PredictorCorrector) or any(int(solver.noisy(step.row_t, step.row_s)) for step in path):
         raise ArgumentError(f"{solver} adds noise, which no inversion can know; take DDIM() or Heun()")
     network, chosen, x = Network(denoiser, path, condition or {}, x0), begin(solver, len(path)), x0
     for step in path:

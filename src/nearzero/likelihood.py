@@ -27,9 +27,8 @@ from nearzero.parameterization import Nu, W
 from nearzero.path import Step, check_finite
 from nearzero.process import Process
 from nearzero.randomness import probe_generator
-from nearzero.solvers import Solver
+from nearzero.solvers import Noiseless, Solver
 from nearzero.solvers.adaptive import RK45
-from nearzero.solvers.ode import Noiseless
 from nearzero.times import Times, UniformTimes
 
 Condition = Mapping[str, Tensor]
@@ -138,7 +137,7 @@ def elbo(
     """
     if not isinstance(denoiser.parameterization, Nu | W):
         raise ArgumentError(f"{denoiser.parameterization} has an infinite bound; use log_likelihood, or train Nu or W")
-    _check_data(x)
+    check_data(x)
     if draws < 1:
         raise ArgumentError(f"elbo needs at least 1 draw, got {draws}")
     own = _generators(generator or probe_generator(0), len(x))
@@ -234,7 +233,7 @@ def _row(process: Process, t: float, later: float) -> Row:
 def _check(
     denoiser: Denoiser, x: Tensor, solver: Solver, steps: int, divergence: str, probes: int, noise: str, t_min: float
 ) -> None:
-    _check_data(x)
+    check_data(x)
     if torch.is_inference_mode_enabled():
         raise ArgumentError("a likelihood needs gradients in x, which inference_mode forbids; use torch.no_grad")
     if not isinstance(solver, Noiseless) or getattr(solver, "clock", None) is not None:
@@ -250,7 +249,8 @@ def _check(
         raise ArgumentError(f"t_min must lie in [0, {denoiser.process.end:g}), got {t_min}")
 
 
-def _check_data(x: Tensor) -> None:
+def check_data(x: Tensor) -> None:
+    """Raises ArgumentError unless x is a finite float tensor (B, ...)."""
     if not torch.is_tensor(x) or not x.is_floating_point() or x.ndim < 2 or not bool(x.isfinite().all()):
         raise ArgumentError("a likelihood needs a finite float tensor (B, ...), data as the codec encodes them")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,13 +20,14 @@ from torch import Tensor
 from nearzero.bounds import truncated_elbo
 from nearzero.data.images import Images
 from nearzero.denoiser import Denoiser
-from nearzero.errors import ArgumentError, DataError
+from nearzero.errors import ArgumentError, CheckpointError, DataError, NumericalError
 from nearzero.files import read_json, write_json
 from nearzero.likelihood import bits_per_dim, elbo, ode_likelihood
 from nearzero.randomness import Stream, order, step_seed, uniforms
 from nearzero.registry import encode, register
 from nearzero.run import Run, provenance
 from nearzero.solvers.adaptive import RK45
+from nearzero.times import LogTimes, Times
 
 
 class Method(Protocol):
@@ -70,10 +71,11 @@ class ByBound:
     """FullDiffusion's bound over all of time, for Nu and W."""
 
     draws: int = 1000
+    times: Times = field(default_factory=LogTimes)
 
     def nats(self, denoiser: Denoiser, x: Tensor, generator: torch.Generator) -> Mapping[str, Tensor]:
         """The bound."""
-        found = elbo(denoiser, x, draws=self.draws, generator=generator)
+        found = elbo(denoiser, x, draws=self.draws, times=self.times, generator=generator)
         return {"nats": found, "evaluations": torch.full_like(found, self.draws)}
 
 
@@ -112,7 +114,7 @@ def evaluate(
     unless `overwrite`. Dither follows from `seed` and the image's place, the method's own draws from `seed` and the
     batch's. Raises DataError where there are fewer images, ArgumentError for settings that do not fit.
     """
-    count = len(images) if count is None else count
+    run, count = run.pinned(), len(images) if count is None else count
     if not 1 <= count <= len(images):
         raise DataError(
             f"{count} images were asked for and {images.name} holds {len(images)}; ask for at most that many"
@@ -120,7 +122,12 @@ def evaluate(
     if repeats < 1 or batch < 1:
         raise ArgumentError(f"repeats and batch are at least 1, got {repeats} and {batch}")
     settings = {
-        **{"run": str(run.path), "step": run.step, "recipe": run.recipe.name, "weights": "ema" if ema else "raw"},
+        **{
+            "run": str(run.path.resolve()),
+            "step": run.step,
+            "recipe": run.recipe.name,
+            "weights": "ema" if ema else "raw",
+        },
         **{"method": encode(method), "data": images.describe(), "images": count, "repeats": repeats},
         **{"seed": seed, "batch": batch, "dithered_in_training": run.recipe.dither},
     }
@@ -159,6 +166,8 @@ def _rows(
         dither = uniforms(seed, Stream.DITHER, index * repeats + repeat, tuple(pixels.shape[1:])) - 0.5
         x = codec.encode(pixels + dither).to(device)
         for name, value in method.nats(denoiser, x, generator).items():
+            if not bool(value.isfinite().all()):
+                raise NumericalError(f"the {name} of an image are not finite; check the network's weights")
             total[name] = total.get(name, 0) + value.cpu() / repeats
     found = {"bits": bits_per_dim(total.pop("nats") + codec.log_determinant(dim), dim)}
     evaluations = total.pop("evaluations")
@@ -167,20 +176,25 @@ def _rows(
 
 
 def _former(out: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, list[float]]:
-    """What an earlier call with these settings left in the file."""
-    if not out.exists() or overwrite:
+    """What an earlier call with these settings left in the file. Raises ArgumentError for a file of something else."""
+    if not out.exists():
         return {}
-    former = read_json(out)
-    if not isinstance(former, dict) or "columns" not in former:
+    try:
+        former = read_json(out)
+    except CheckpointError:
+        former = None
+    columns, theirs = (former.get(name) if isinstance(former, dict) else None for name in ("columns", "settings"))
+    if not isinstance(columns, dict) or not isinstance(theirs, dict):
         raise ArgumentError(f"{out} exists and is no evaluation of nearzero's; name another file")
-    if former.get("settings") != dict(settings):
-        theirs = former.get("settings") or {}
-        name = next(key for key in settings if settings[key] != theirs.get(key))
+    if overwrite:
+        return {}
+    other = [name for name in {**settings, **theirs} if settings.get(name) != theirs.get(name)]
+    if other:
         raise ArgumentError(
-            f"{out} holds an evaluation with another {name} ({theirs.get(name)}, asked is {settings[name]}); "
-            "name another file, or overwrite it"
+            f"{out} holds an evaluation with another {other[0]} ({theirs.get(other[0])}, asked is "
+            f"{settings.get(other[0])}); name another file, or overwrite it"
         )
-    return {name: list(values) for name, values in former["columns"].items()}
+    return {name: list(values) for name, values in columns.items()}
 
 
 def _document(settings: Mapping[str, Any], columns: Mapping[str, list[float]], dim: int) -> dict[str, Any]:

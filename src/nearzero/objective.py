@@ -105,7 +105,7 @@ class LearnedUncertainty(nn.Module):
     tensor([0., 0.], grad_fn=<MvBackward0>)
     """
 
-    def __init__(self, objective: Regression | LipschitzPenalty, terms: int) -> None:
+    def __init__(self, objective: Regression | VariationalBound | LipschitzPenalty, terms: int) -> None:
         super().__init__()
         if isinstance(terms, bool) or not isinstance(terms, int) or terms < 1:
             raise ArgumentError(f"LearnedUncertainty needs at least 1 term, got {terms}")

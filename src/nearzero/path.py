@@ -55,7 +55,7 @@ def plan_steps(denoiser: Denoiser, solvers: Sequence[Solver], times: Tensor) -> 
 
 def begin_all(solvers: Sequence[Solver]) -> dict[int, Solver]:
     """The solvers of one path by the id of the object that each comes from."""
-    return {id(solver): begin(solver, len(solvers)) for solver in solvers}
+    return {ident: begin(one, len(solvers)) for ident, one in {id(solver): solver for solver in solvers}.items()}
 
 
 class Network(Evaluate):

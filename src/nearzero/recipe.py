@@ -123,7 +123,7 @@ class Recipe:
         bounded = isinstance(self.parameterization, Nu | W)
         base = VariationalBound(self.times) if bounded else Regression(self.times, self.weighting)
         penalised = LipschitzPenalty(base, self.penalty) if self.penalty else base
-        return LearnedUncertainty(penalised, self.uncertainty) if self.uncertainty else penalised  # pyright: ignore[reportArgumentType]
+        return LearnedUncertainty(penalised, self.uncertainty) if self.uncertainty else penalised
 
 
 def paper(recipe: Recipe, size: int, channels: int) -> Recipe:

@@ -39,13 +39,17 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that exists: its recipe, the data it was trained on, its seed and where it came from."""
+    """A run folder that exists: its recipe, the data it was trained on, its seed and where it came from.
+
+    `pin` is the checkpoint to use whatever training adds meanwhile; without it always the newest.
+    """
 
     path: Path
     recipe: Recipe
     data: Mapping[str, Any]
     seed: int
     provenance: Mapping[str, Any]
+    pin: Path | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -93,13 +97,19 @@ class Run:
         return replace(self, recipe=replace(self.recipe, training=replace(self.recipe.training, steps=steps)))
 
     def checkpoint(self) -> Path | None:
-        """The folder of the newest checkpoint, None before the first."""
+        """The folder of the newest checkpoint, or of the pinned one; None before the first."""
+        if self.pin is not None:
+            return self.pin
         found = [
             path
             for path in (self.path / "checkpoints").glob("*")
             if path.name.isdigit() and (path / "state.json").exists()
         ]
         return max(found, key=lambda path: int(path.name), default=None)
+
+    def pinned(self) -> Run:
+        """The same run, at the checkpoint that is its newest now."""
+        return replace(self, pin=self.checkpoint())
 
     @property
     def step(self) -> int:

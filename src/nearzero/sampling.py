@@ -53,7 +53,7 @@ def sample(
     torch.Size([3, 1, 8, 8])
     """
     chunks = _chunks(denoiser, shape, solver, grid, steps, nfe, seeds, condition, dtype, device, batch)
-    return torch.cat([_finish(chunk) for chunk in chunks])
+    return torch.cat(list(map(_finish, chunks)))  # no frame of Python between, for the warning's stacklevel
 
 
 def trajectory(
@@ -105,18 +105,21 @@ def _chunks(
 ) -> Iterator[_Chunk]:
     seeds = [_seed(seed) for seed in seeds]
     _check(seeds, condition, batch)
-    if (steps is None) == (nfe is None):
+    if steps is None and nfe is not None:
+        solvers = plan(solver, nfe)
+        times = grid(len(solvers), denoiser.process)
+    elif nfe is None and steps is not None:
+        times = grid(steps, denoiser.process)
+        solvers = [solver] * (len(times) - 1)
+    else:
         raise ArgumentError("give either steps, the intervals of the grid, or nfe, the number of network evaluations")
-    solvers = None if nfe is None else plan(solver, nfe)
-    count = steps if solvers is None else len(solvers)
-    times = grid(count, denoiser.process)  # pyright: ignore[reportArgumentType]
     if sharing_is_idle(denoiser, times):
         warnings.warn(
             f"on this grid of {len(times) - 1} steps sharing changes nothing: every time that it visits in the shared "
             'interval is told its own number; take another number of steps, or TimestepGrid("trailing")',
-            stacklevel=4,
+            stacklevel=3,
         )
-    path = plan_steps(denoiser, solvers or [solver] * (len(times) - 1), times)
+    path = plan_steps(denoiser, solvers, times)
     parameter = next(denoiser.parameters(), None)
     device = torch.device(device or ("cpu" if parameter is None else parameter.device))
     dtype = dtype or torch.get_default_dtype()

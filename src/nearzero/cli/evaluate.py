@@ -114,9 +114,13 @@ def _check_targets(file: Path, html: Path | None) -> None:
     from nearzero.files import check_writable
     from nearzero.report.page import Page
 
-    for target in (file, html):
+    for name, target in (("--out", file), ("--html", html)):
         if target is not None:
             check_writable(target)
+            if target.is_dir():
+                raise ArgumentError(f"{name} {target} is a folder; name a file")
+    if html is not None and html.resolve() == file.resolve():
+        raise ArgumentError(f"--html {html} is the file of the JSON too; name another")
     if html is not None and html.exists() and not Page.is_one(html):
         raise ArgumentError(f"--html {html} exists and is no page of nearzero's; name another file")
 
@@ -146,7 +150,7 @@ def _text(found: dict[str, Any], method: str, file: Path) -> str:
         f"  {name:15}{means[name]['mean']:10.4f}" for name in ("prior", "diffusion", "reconstruction") if name in means
     ]
     lines += [
-        f"  {found['images_done']:,} images of {settings['data']['name']}, {settings['repeats']} dither each, "
+        f"  {found['images_done']:,} images of {settings['data']['name']}, dithered {settings['repeats']}-fold, "
         f"{means['evaluations']['mean']:,.0f} evaluations, step {settings['step']:,} of {settings['recipe']}",
         f"  {file}",
     ]

@@ -83,7 +83,7 @@ def command(
     from nearzero.run import Run
 
     _check_out(out)
-    loaded = Run.load(run)
+    loaded = Run.load(run).pinned()
     production = _production(loaded, asked)
     with _warnings_as_lines(), reporting("sampling", "images") as show:
         made = produce(
@@ -176,7 +176,7 @@ def _production(run: Run, asked: dict[str, Any]) -> Production:
     if asked["guide"] is not None:
         between = asked["guidance_interval"]
         between = None if between is None else choices.interval(between)
-        guide = Guide(Run.load(asked["guide"]), asked["guidance"], between)
+        guide = Guide(Run.load(asked["guide"]).pinned(), asked["guidance"], between)
     return Production(
         run,
         solver=choices.solver(asked["solver"], recipe, asked["eta"], asked["churn"]),

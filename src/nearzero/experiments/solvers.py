@@ -112,9 +112,11 @@ class Lab(NamedTuple):
         """RK45's path over these nodes, the shared condition's edges and, for points, sigma / alpha = NEAR to 0."""
         pointed = isinstance(self.data, PointCloud)
         near = [process.time_of_logsnr(torch.tensor(-2 * math.log(NEAR), dtype=torch.float64)).item()] * pointed
-        edges = self.shared.edges(process) if self.shared else ()
-        times = [*sorted({*nodes, *edges, *near}, reverse=True), 0.0]
-        grid = lambda steps, process: torch.tensor(times, dtype=torch.float64)  # noqa: E731
+        times = [*sorted({*nodes, *near, *(self.shared.edges(process) if self.shared else ())}, reverse=True), 0.0]
+
+        def grid(steps: int, process: Process) -> torch.Tensor:
+            return torch.tensor(times, dtype=torch.float64)
+
         solver = adaptive.RK45(tolerance, tolerance)
         return self.walk(process, Denoised() if pointed else None, solver=solver, grid=grid, steps=len(times) - 1)
 

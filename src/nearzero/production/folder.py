@@ -12,6 +12,7 @@ changed, is drawn again. Every file appears whole or not at all, images before t
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import time
@@ -153,7 +154,8 @@ class Folder:
         self._write(self.path / "samples.json", known, self.about)
         for file in parts:
             file.unlink(missing_ok=True)
-        images = [self._image(seed) for seed in sorted(known)[:SHOWN] if self.digest(seed) == known[seed]]
+        good = (seed for seed in sorted(known) if self.digest(seed) == known[seed])
+        images = [self._image(seed) for seed in itertools.islice(good, SHOWN)]
         write_bytes(self.path / "grid.png", grid_png(torch.stack(images)))
         if self.alone:
             for file in filter(ASIDE.fullmatch, os.listdir(self.path)):  # what a killed call was writing

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,11 @@ class Production:
     through: Through | None = None
     guide: Guide | None = None
     ema: bool = True
+
+    def pinned(self) -> Production:
+        """The same at the checkpoints of now, whatever training adds while images are drawn."""
+        guide = self.guide and self.guide._replace(run=self.guide.run.pinned())
+        return replace(self, run=self.run.pinned(), guide=guide)
 
     def settings(self) -> dict[str, Any]:
         """As JSON: images of equal settings and seeds are equal. Raises CheckpointError before the first checkpoint."""
@@ -138,7 +143,7 @@ def produce(
     drawn at once, at first; by default 64 on the CPU and 256 elsewhere. Where memory runs out it is halved and the same
     seeds are drawn again. Raises ArgumentError for a folder of other images, OutOfMemoryError where one is too many.
     """
-    mine = list(seeds)[shard[0] :: shard[1]]
+    production, mine = production.pinned(), list(seeds)[shard[0] :: shard[1]]
     folder = Folder(Path(out), production.settings(), mine, overwrite=overwrite, shard=shard)
     left = [seed for seed in mine if overwrite or not folder.has(seed)]
     if len(left) < len(mine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
+from nearzero.codec import Centred
 from nearzero.process import DiscreteVP
 from nearzero.recipe import Recipe
 from nearzero.recipes import RECIPES
@@ -57,11 +58,12 @@ def weighting(recipe: Recipe) -> str:
 def row(recipe: Recipe) -> tuple[str, ...]:
     """The recipe's choice on each of COLUMNS."""
     seen = "" if recipe.through is None else f" through {brief(recipe.through.process)}"
+    kinds = [*(["centred"] if isinstance(recipe.codec, Centred) else []), *(["dithered"] if recipe.dither else [])]
     return (
         brief(recipe.process) + seen,
         brief(recipe.parameterization),
         brief(recipe.conditioning),
-        brief(recipe.times),
+        brief(recipe.times) + (f" on {', '.join(kinds)} pixels" if kinds else ""),
         weighting(recipe),
         brief(recipe.solver),
         f"{brief(recipe.grid)} {recipe.steps}",

@@ -54,6 +54,38 @@ class Solver(Protocol):
         ...
 
 
+class NoStages:
+    """A solver whose steps ask the network at no time between t and s."""
+
+    def stages(self, t: float, s: float, process: Any) -> tuple[float, ...]:
+        """None."""
+        return ()
+
+
+class OneCall(NoStages):
+    """A solver whose steps ask the network once, at the time that they leave."""
+
+    def plan(self: Any, nfe: int) -> list[Any]:
+        """nfe steps."""
+        return [self] * nfe
+
+
+class Noiseless:
+    """A solver that adds no noise."""
+
+    def noisy(self, row_t: Row, row_s: Row) -> int:
+        """Never."""
+        return 0
+
+
+class NoisyAboveZero:
+    """A solver that adds noise, but none at the last step, to data."""
+
+    def noisy(self, row_t: Row, row_s: Row) -> int:
+        """One tensor at every step but the last."""
+        return row_s.sigma > 0
+
+
 def begin(solver: Any, steps: int) -> Solver:
     """The solver for one path of `steps` steps: itself, unless it has to know how many, or to remember."""
     return solver.begin(steps) if hasattr(solver, "begin") else solver

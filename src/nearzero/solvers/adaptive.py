@@ -13,8 +13,8 @@ from torch import Tensor
 from nearzero.errors import ArgumentError, NumericalError
 from nearzero.level import Row, expand
 from nearzero.registry import register
-from nearzero.solvers import Evaluate
-from nearzero.solvers.ode import Noiseless, bounded, slope, span
+from nearzero.solvers import Evaluate, Noiseless, NoStages
+from nearzero.solvers.ode import bounded, slope, span
 
 # Dormand and Prince 1980, Table 2: the stages' places, their slopes, and the difference of the two results.
 PLACES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -31,7 +31,7 @@ DIFFERENCE = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525
 
 @register
 @dataclass(frozen=True)
-class RK45(Noiseless):
+class RK45(NoStages, Noiseless):
     """Dormand and Prince's pair of orders 5 and 4: as many steps between two nodes of the grid as the tolerances ask.
 
     Each sample has its own clock reading and its own steps: it never depends on the others, which wait for it. A step
@@ -57,10 +57,6 @@ class RK45(Noiseless):
     def __post_init__(self) -> None:
         if not (0 < self.rtol < math.inf and 0 < self.atol < math.inf):
             raise ArgumentError(f"RK45 needs positive tolerances, got rtol {self.rtol} and atol {self.atol}")
-
-    def stages(self, t: float, s: float, process: Any) -> tuple[float, ...]:
-        """None that is known beforehand."""
-        return ()
 
     def step(
         self, evaluate: Evaluate, x: Tensor, row_t: Row, row_s: Row, noise: Tensor | None, inner: Sequence[Row] = ()

@@ -15,6 +15,7 @@ from nearzero.level import Row
 from nearzero.registry import register
 from nearzero.solvers import Evaluate, Solver
 from nearzero.solvers.ode import Heun
+from nearzero.solvers.sde import forward_variance
 
 
 @register
@@ -99,7 +100,7 @@ class Churn:
         raised = row_t
         if noise is not None and inner and inner[0].t > row_t.t:
             raised, ratio = inner[0], inner[0].alpha / row_t.alpha
-            sd = math.sqrt(raised.sigma**2 - (ratio * row_t.sigma) ** 2)
+            sd = math.sqrt(forward_variance(raised, row_t))
             x = x.mul(ratio).add_(noise, alpha=self.noise * sd)
         return Heun().step(evaluate, x, raised, row_s, None)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from nearzero.errors import ArgumentError
 from nearzero.level import Row
 from nearzero.registry import register
-from nearzero.solvers import Evaluate, Solver, all_stages, mix
+from nearzero.solvers import Evaluate, OneCall, Solver, all_stages, mix
 
 
 def half_logsnr(row: Row) -> float:
@@ -47,7 +47,7 @@ def ddim(x: Tensor, F: Tensor, row_t: Row, row_s: Row, eta: float, noise: Tensor
 
 @register
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(OneCall):
     """One evaluation a step, deterministic at eta = 0, DDPM's posterior ("lower" variance) at eta = 1.
 
         x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) noise,   v = Var q(x_s | x_t, x0)
@@ -62,17 +62,9 @@ class DDIM:
         if not 0 <= self.eta <= 1:
             raise ArgumentError(f"DDIM needs eta in [0, 1], got {self.eta}; 0 is deterministic, 1 is DDPM's posterior")
 
-    def stages(self, t: float, s: float, process: Any) -> tuple[float, ...]:
-        """None."""
-        return ()
-
     def noisy(self, row_t: Row, row_s: Row) -> int:
         """With eta > 0, but for the last step."""
         return self.eta > 0 and row_s.sigma > 0
-
-    def plan(self, nfe: int) -> list[Solver]:
-        """One step an evaluation."""
-        return [self] * nfe
 
     def step(
         self, evaluate: Evaluate, x: Tensor, row_t: Row, row_s: Row, noise: Tensor | None, inner: Sequence[Row] = ()
@@ -167,9 +159,9 @@ def _growth(row_t: Row, row_s: Row) -> float:
 
 
 def _excess(row_t: Row, row_s: Row) -> float:
-    """sigma_s ((e^h - 1) / h - 1); for h < 1 by its series h / 2! + h^2 / 3! + ..., which cancels nothing."""
+    """sigma_s ((e^h - 1) / h - 1); for |h| < 1 by its series h / 2! + h^2 / 3! + ..., which cancels nothing."""
     h = half_logsnr(row_s) - half_logsnr(row_t)
-    if h >= 1:
+    if abs(h) >= 1:
         return _growth(row_t, row_s) / h - row_s.sigma
     total, term = 0.0, h / 2
     for k in range(3, 21):
@@ -179,7 +171,7 @@ def _excess(row_t: Row, row_s: Row) -> float:
 
 @register
 @dataclass(frozen=True)
-class DPMSolverPP:
+class DPMSolverPP(OneCall):
     """DPM-Solver++ 2M: one evaluation a step, second order by what the estimate of x0 was one step before.
 
         x_s = alpha_s x0 + sigma_s eps + alpha_s (1 - e^-h) / 2  h / h'  (x0 - x0')                          (ODE)
@@ -204,17 +196,9 @@ class DPMSolverPP:
         """The solver of one path, which remembers the last estimate of x0."""
         return self if self.order == 1 else _Remembering(self)
 
-    def stages(self, t: float, s: float, process: Any) -> tuple[float, ...]:
-        """None."""
-        return ()
-
     def noisy(self, row_t: Row, row_s: Row) -> int:
         """The SDE's, at every step but the last."""
         return self.noise and row_s.sigma > 0
-
-    def plan(self, nfe: int) -> list[Solver]:
-        """One step an evaluation."""
-        return [self] * nfe
 
     def step(
         self, evaluate: Evaluate, x: Tensor, row_t: Row, row_s: Row, noise: Tensor | None, inner: Sequence[Row] = ()

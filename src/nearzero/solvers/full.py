@@ -14,7 +14,7 @@ from nearzero.errors import ArgumentError, did_you_mean
 from nearzero.level import Row
 from nearzero.registry import register
 from nearzero.solvers import Evaluate, Solver, mix
-from nearzero.solvers.exponential import decay, posterior_variance
+from nearzero.solvers.exponential import ddim, decay, posterior_variance
 
 NOISES = ("paper", "bridge", "fitted")
 
@@ -81,8 +81,7 @@ class FullDiffusionSolver:
         """x_s from x_t, shapes alike."""
         F = evaluate(x, row_t)
         if self.order == 1:
-            x_s = mix(x, F, row_t, row_s.alpha, decay(row_t, row_s) * row_s.sigma)
-            return x_s if noise is None else x_s.add_(noise, alpha=_deviation(row_t, row_s))
+            return ddim(x, F, row_t, row_s, 1.0, noise)
         return self._second(evaluate, x, F, row_t, row_s, noise, inner[0])
 
     def _second(

@@ -18,27 +18,15 @@ from torch import Tensor
 from nearzero.errors import ArgumentError
 from nearzero.level import Row
 from nearzero.registry import register
-from nearzero.solvers import Evaluate, all_stages, mix
-
-
-class Noiseless:
-    """A solver that adds no noise."""
-
-    def noisy(self, row_t: Row, row_s: Row) -> int:
-        """Never."""
-        return 0
+from nearzero.solvers import Evaluate, Noiseless, NoStages, OneCall, all_stages, mix
 
 
 @register
 @dataclass(frozen=True)
-class Euler(Noiseless):
+class Euler(OneCall, Noiseless):
     """One evaluation a step: x_s = x_t + (u_s - u_t) dx/du. First order."""
 
     clock: Any = None
-
-    def stages(self, t: float, s: float, process: Any) -> tuple[float, ...]:
-        """None."""
-        return ()
 
     def step(
         self, evaluate: Evaluate, x: Tensor, row_t: Row, row_s: Row, noise: Tensor | None, inner: Sequence[Row] = ()
@@ -46,14 +34,10 @@ class Euler(Noiseless):
         """x_s from x_t, shapes alike."""
         return slope(evaluate, x, row_t).mul_(span(row_t, row_s)).add_(x)
 
-    def plan(self, nfe: int) -> list[Euler]:
-        """nfe steps of 1 evaluation."""
-        return [self] * nfe
-
 
 @register
 @dataclass(frozen=True)
-class Heun(Noiseless):
+class Heun(NoStages, Noiseless):
     """Two evaluations a step, at t and at s, and their mean slope; Euler on the last step, to sigma = 0. Second order.
 
     Over KarrasVE this is EDM's Algorithm 1: N steps cost 2 N - 1 evaluations.
@@ -61,10 +45,6 @@ class Heun(Noiseless):
     """
 
     clock: Any = None
-
-    def stages(self, t: float, s: float, process: Any) -> tuple[float, ...]:
-        """None strictly inside: the second is at s."""
-        return ()
 
     def step(
         self, evaluate: Evaluate, x: Tensor, row_t: Row, row_s: Row, noise: Tensor | None, inner: Sequence[Row] = ()

@@ -13,8 +13,8 @@ from torch import Tensor
 from nearzero.errors import ArgumentError, did_you_mean
 from nearzero.level import Row, expand
 from nearzero.registry import register
-from nearzero.solvers import Evaluate, Solver, begin, mix, plan
-from nearzero.solvers.exponential import decay
+from nearzero.solvers import Evaluate, NoisyAboveZero, OneCall, Solver, begin, mix, plan
+from nearzero.solvers.exponential import decay, posterior_variance
 
 
 def forward_variance(row_t: Row, row_s: Row) -> float:
@@ -25,7 +25,7 @@ def forward_variance(row_t: Row, row_s: Row) -> float:
 
 @register
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(OneCall, NoisyAboveZero):
     """DDPM's sampler: the mean of q(x_s | x_t, x0) at the estimated x0, plus noise; none at the last step.
 
         beta = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2               (VP: 1 - (alpha_t / alpha_s)^2)
@@ -45,34 +45,20 @@ class Ancestral:
                 f"unknown variance {self.variance!r}; {did_you_mean(str(self.variance), ('upper', 'lower'))}"
             )
 
-    def stages(self, t: float, s: float, process: Any) -> tuple[float, ...]:
-        """None."""
-        return ()
-
-    def noisy(self, row_t: Row, row_s: Row) -> int:
-        """At every step but the last."""
-        return row_s.sigma > 0
-
-    def plan(self, nfe: int) -> list[Solver]:
-        """One evaluation a step."""
-        return [self] * nfe
-
     def step(
         self, evaluate: Evaluate, x: Tensor, row_t: Row, row_s: Row, noise: Tensor | None, inner: Sequence[Row] = ()
     ) -> Tensor:
         """x_s from x_t, shapes alike."""
-        ratio = row_t.alpha / row_s.alpha
-        mean = mix(x, evaluate(x, row_t), row_t, row_s.alpha, ratio * row_s.sigma**2 / row_t.sigma)
+        mean = mix(x, evaluate(x, row_t), row_t, row_s.alpha, decay(row_t, row_s) * row_s.sigma)
         if noise is None:
             return mean
-        beta = forward_variance(row_t, row_s)
-        lower = beta * (row_s.sigma / row_t.sigma) ** 2
-        return mean.add_(noise, alpha=math.sqrt(beta if self.variance == "upper" else lower))
+        variance = forward_variance if self.variance == "upper" else posterior_variance
+        return mean.add_(noise, alpha=math.sqrt(variance(row_t, row_s)))
 
 
 @register
 @dataclass(frozen=True)
-class EulerMaruyama:
+class EulerMaruyama(NoisyAboveZero):
     """The Euler-Maruyama method in t, of weak order 1; one evaluation a step.
 
         x_s = x + (s - t) (f x - g^2 score) + g sqrt(t - s) noise
@@ -95,10 +81,6 @@ class EulerMaruyama:
             )
         return ()
 
-    def noisy(self, row_t: Row, row_s: Row) -> int:
-        """At every step but the last."""
-        return row_s.sigma > 0
-
     def plan(self, nfe: int) -> list[Solver]:
         """One evaluation a step."""
         return [self] * nfe
@@ -117,7 +99,7 @@ class EulerMaruyama:
 
 @register
 @dataclass(frozen=True)
-class ReverseDiffusion:
+class ReverseDiffusion(OneCall, NoisyAboveZero):
     """score_sde's predictor: the forward step's own discretisation, reversed; one evaluation a step.
 
         x_s = (2 - alpha_t / alpha_s) x + beta score + sqrt(beta) noise,    beta = Var q(x_t | x_s)
@@ -127,18 +109,6 @@ class ReverseDiffusion:
     step, it is finite but adds noise to noise: FullDiffusionSolver does not.
     Reference: Song et al., Score-based generative modeling through SDEs, ICLR 2021, Algorithms 2 and 3.
     """
-
-    def stages(self, t: float, s: float, process: Any) -> tuple[float, ...]:
-        """None."""
-        return ()
-
-    def noisy(self, row_t: Row, row_s: Row) -> int:
-        """At every step but the last."""
-        return row_s.sigma > 0
-
-    def plan(self, nfe: int) -> list[Solver]:
-        """One evaluation a step."""
-        return [self] * nfe
 
     def step(
         self, evaluate: Evaluate, x: Tensor, row_t: Row, row_s: Row, noise: Tensor | None, inner: Sequence[Row] = ()

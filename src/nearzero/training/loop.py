@@ -44,10 +44,10 @@ def batch(recipe: Recipe, images: Images, seed: int, step: int, device: torch.de
     if recipe.training.flip:  # before the codec, which may subtract a mean image that is not symmetric
         mirrored = (uniform(seed, Stream.FLIP, index) < 0.5).to(device)
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
-    if recipe.dither:
-        pixels = pixels + (uniforms(seed, Stream.DITHER, index, tuple(pixels.shape[1:])) - 0.5).to(device)
-    x0 = recipe.codec.encode(pixels)
     home = index.to(device) if device.type == "cuda" else index  # draws need float64, which MPS lacks
+    if recipe.dither:
+        pixels = pixels + (uniforms(seed, Stream.DITHER, home, tuple(pixels.shape[1:])) - 0.5).to(device)
+    x0 = recipe.codec.encode(pixels)
     eps = normal(seed, Stream.NOISE, home, tuple(x0.shape[1:])).to(device)
     return x0, uniform(seed, Stream.TIME, index), eps
 
