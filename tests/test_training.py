@@ -312,7 +312,7 @@ def test_training_is_adam_on_algorithm_a1():
     for (name, weight), average, expected in zip(state.weights.items(), averages, network.parameters(), strict=True):
         # Adam divides by a gradient's own size, so rounding moves weights whose gradient is nearly 0: 8 steps of 1e-3 at most
         torch.testing.assert_close(weight.detach(), expected.detach(), rtol=1e-3, atol=2e-4, msg=name)
-        torch.testing.assert_close(state.average[name].double(), average, rtol=1e-3, atol=2e-4, msg=name)
+        torch.testing.assert_close(state.averages.kept["ema"][name].double(), average, rtol=1e-3, atol=2e-4, msg=name)
 
 
 def test_the_average_is_that_of_the_weights():
@@ -324,11 +324,11 @@ def test_the_average_is_that_of_the_weights():
         beta = (1 + now.step) / (10 + now.step)
         for name, weight in state.weights.items():
             expected[name] = beta * expected[name] + (1 - beta) * weight.detach().double()
-    for name, average in state.average.items():
+    for name, average in state.averages.kept["ema"].items():
         torch.testing.assert_close(average.double(), expected[name], rtol=1e-5, atol=1e-7)
     network = state.averaged().network
     for name, weight in network.named_parameters():
-        assert torch.equal(weight, state.average[name])
+        assert torch.equal(weight, state.averages.kept["ema"][name])
 
 
 # ---- the rate and the norm of gradients
@@ -612,7 +612,8 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch, what
     def spoil(self, loss):
         update(self, loss)
         if self.step == 6:
-            next(iter(getattr(self, what).values())).data.view(-1)[0] = value
+            tensors = self.weights if what == "weights" else self.averages.kept["ema"]
+            next(iter(tensors.values())).data.view(-1)[0] = value
 
     monkeypatch.setattr(TrainingState, "update", spoil)
     with pytest.raises(NumericalError, match="weights of unet.conv_in.weight are not finite at step 6"):

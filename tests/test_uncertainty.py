@@ -255,7 +255,9 @@ def test_the_coefficients_are_trained_beside_the_network():
     gradient = torch.stack([((1 - plain) * torch.cos(math.pi * k * (1 + z) / 2)).mean() for k in range(4)])
     found = state.objective.a.detach().double()
     torch.testing.assert_close(found, -1e-3 * gradient.sign(), rtol=1e-4, atol=0)
-    assert set(state.average) == set(state.weights) and not any("objective" in name for name in state.weights)
+    assert set(state.averages.kept["ema"]) == set(state.weights) and not any(
+        "objective" in name for name in state.weights
+    )
 
 
 def test_coefficients_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):

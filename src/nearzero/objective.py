@@ -46,10 +46,13 @@ class Regression(nn.Module):
 
     def evaluate(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
         """The loss with x_t, t and the network's answer, for terms that look at them again."""
+        return self.at(denoiser, x0, self.times(u.to(torch.float64), denoiser.process), eps, **condition)
+
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
+        """The same at given times t float64 (B,), as for a part of a batch whose u were mapped as a whole."""
         if isinstance(denoiser.parameterization, Nu | W):
             name = type(denoiser.parameterization).__name__
             raise ArgumentError(f"{name} has no finite regression target near t = 0; use nearzero.VariationalBound")
-        t = self.times(u.to(torch.float64), denoiser.process)
         alpha, sigma = denoiser.process(t)
         x = expand(alpha, x0) * x0 + expand(sigma, x0) * eps
         F, level, k = denoiser.output(x, t, **condition)
@@ -82,7 +85,16 @@ class LipschitzPenalty(nn.Module):
 
     def evaluate(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
         """The penalised losses with what the objective saw."""
-        now = self.objective.evaluate(denoiser, x0, u, eps, **condition)
+        return self.at(denoiser, x0, self.times(u.to(torch.float64), denoiser.process), eps, **condition)
+
+    @property
+    def times(self) -> Times:
+        """The objective's."""
+        return self.objective.times
+
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
+        """The same at given times t (B,)."""
+        now = self.objective.at(denoiser, x0, t, eps, **condition)
         steps, end = getattr(denoiser.process, "steps", 1000), denoiser.process.end
         node = now.t * steps / end
         node = torch.where((node - node.round()).abs() < 1e-6, node.round(), node)  # the snap that the docstring states
@@ -123,9 +135,18 @@ class LearnedUncertainty(nn.Module):
 
     def forward(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Tensor:
         """One loss for each example of x0 (B, ...)."""
-        now = self.objective.evaluate(denoiser, x0, u, eps, **condition)
+        return self.at(denoiser, x0, self.times(u.to(torch.float64), denoiser.process), eps, **condition).loss
+
+    @property
+    def times(self) -> Times:
+        """The objective's."""
+        return self.objective.times
+
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
+        """The balanced losses with what the objective saw, at given times t (B,)."""
+        now = self.objective.at(denoiser, x0, t, eps, **condition)
         log_loss = self.u(denoiser.process(now.t)).to(now.loss)
-        return now.loss * torch.exp(-log_loss) + log_loss
+        return now._replace(loss=now.loss * torch.exp(-log_loss) + log_loss)
 
 
 class VariationalBound(nn.Module):
@@ -166,7 +187,10 @@ class VariationalBound(nn.Module):
 
     def evaluate(self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
         """The loss with x_t, t and the network's answer, for terms that look at them again."""
-        t = self.times(u.to(torch.float64), denoiser.process)
+        return self.at(denoiser, x0, self.times(u.to(torch.float64), denoiser.process), eps, **condition)
+
+    def at(self, denoiser: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, **condition: Tensor) -> Evaluation:
+        """The same at given times t float64 (B,), drawn with the density of `times`."""
         level = denoiser.process(t)
         if not isinstance(denoiser.parameterization, Nu | W) or bool((level.sigma != t).any()):
             raise ArgumentError(

@@ -67,8 +67,9 @@ def command(
     Ctrl-C saves first (exit code 75); --resume goes on as if nothing had happened.
     """
     from nearzero.run import Run
-    from nearzero.training.loop import check_folder, train
+    from nearzero.training.loop import train
     from nearzero.training.preflight import measure
+    from nearzero.training.start import check_folder
 
     _check_recipe(recipe, resume)
     check_folder(out, resume=resume, overwrite=overwrite)

@@ -29,8 +29,9 @@ from nearzero.recipes import Recipe, ddpm, etsdm, small
 from nearzero.report.page import Page
 from nearzero.run import Run, is_run
 from nearzero.solvers.exponential import DDIM
-from nearzero.training.loop import check_folder, train
+from nearzero.training.loop import train
 from nearzero.training.preflight import measure
+from nearzero.training.start import check_folder
 
 Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
 """A progress bar of a label and a unit; inside, show(done, of)."""

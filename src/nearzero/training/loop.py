@@ -6,7 +6,6 @@ and its flip are functions of (seed, sample index) alone, so a run that stops an
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,16 @@ from torch import Tensor
 
 from nearzero.codec import fitted
 from nearzero.data.images import Images
-from nearzero.errors import ArgumentError, CheckpointError, DataError, Stopped
-from nearzero.files import check_writable, disk_errors, grid_png, to_bytes, write_bytes
+from nearzero.errors import ArgumentError, Stopped
+from nearzero.files import grid_png, to_bytes, write_bytes
 from nearzero.randomness import Stream, normal, order, step_seed, uniform, uniforms
-from nearzero.recipe import Recipe, differences
+from nearzero.recipe import Recipe
 from nearzero.registry import encode
-from nearzero.run import Run, is_ours, is_run, try_recipe
+from nearzero.run import Run, try_recipe
 from nearzero.sampling import sample
+from nearzero.training.checkpoint import load, save
 from nearzero.training.signals import stop_on_signals
+from nearzero.training.start import check_fit, check_folder, open_run
 from nearzero.training.state import TrainingState
 from nearzero.training.stats import Stats
 
@@ -98,7 +99,7 @@ def train(
     run = open_run(out, recipe, images, seed, resume=resume, source=source)
     checkpoint = run.checkpoint()
     if checkpoint is not None:
-        state.load(checkpoint)
+        load(state, checkpoint)
     with Stats(run.path / "stats.jsonl", state.step, recipe.training) as stats, stop_on_signals() as stopping:
         for now in steps(state, recipe, images, seed):
             stats.add(now.step, now.loss)
@@ -107,7 +108,7 @@ def train(
             last, stop = now.step == recipe.training.steps, stopping()
             if last or stop or now.step % checkpoint_every == 0:
                 stats.flush(now.step)
-                state.save(run)
+                save(state, run)
                 _preview(run, state)
             if stop and not last:
                 raise Stopped(
@@ -115,93 +116,6 @@ def train(
                     "go on with --resume"
                 )
     return run
-
-
-def check_fit(recipe: Recipe, images: Images) -> None:
-    """Raises DataError where the recipe's network takes other images than these."""
-    network = recipe.network
-    if (network.size, network.channels) != (images.size, images.channels):
-        takes, are = (
-            f"{size} x {size} with {channels} channels"
-            for size, channels in ((network.size, network.channels), (images.size, images.channels))
-        )
-        raise DataError(
-            f"the network takes images of {takes}, these are {are}; "
-            f"fit the recipe with recipes.small(recipe, {images.size}, {images.channels})"
-        )
-
-
-def open_run(
-    out: Path,
-    recipe: Recipe,
-    images: Images,
-    seed: int,
-    *,
-    resume: bool,
-    source: dict[str, Any] | None = None,
-) -> Run:
-    """The run folder to train in: the one to resume, or a new one in place of what a former run wrote there."""
-    if resume:
-        return _reopen(Run.load(out), recipe, images, seed)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("run.json", "stats.jsonl"):
-            (out / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "previews"):
-            if (out / name).exists():
-                shutil.rmtree(out / name)
-    return Run.create(out, recipe, {**images.describe(), "source": source or {}}, seed)
-
-
-def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raises before anything is written where `out` cannot become, or is not, the run folder that is asked for."""
-    if resume and overwrite:
-        raise ArgumentError(
-            "--resume and --overwrite exclude each other; resume goes on with the run, overwrite deletes it"
-        )
-    if resume and not is_run(out):
-        raise CheckpointError(f"{out} holds no run to resume; leave out --resume to start one")
-    if resume:
-        return
-    check_writable(out)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not is_run(out):
-        raise ArgumentError(f"{out} exists and is no run folder; choose another --out")
-    if not is_ours(out):
-        raise ArgumentError(f"{out / 'run.json'} is damaged or not nearzero's; delete it or choose another --out")
-    if not overwrite:
-        raise ArgumentError(f"{out} holds a run; use --resume to go on with it or --overwrite to delete it")
-
-
-def _reopen(run: Run, recipe: Recipe, images: Images, seed: int) -> Run:
-    if images.fingerprint() != run.data.get("fingerprint"):
-        raise DataError(
-            f"cannot resume {run.path}: these are not the {run.data.get('count')} images that it was trained on; "
-            "give the same --data and --size"
-        )
-    changed = differences(run.with_steps(recipe.training.steps).recipe, recipe)
-    if changed or run.recipe.name != recipe.name:
-        name, (old, new) = next(iter(changed.items()), ("recipe", (run.recipe.name, recipe.name)))
-        raise ArgumentError(
-            f"cannot resume {run.path} with another {name}: it was trained with {_brief(old)}, asked is {_brief(new)}; "
-            "use --overwrite or another --out"
-        )
-    if seed != run.seed:
-        raise ArgumentError(f"cannot resume {run.path} with seed {seed}: it was trained with seed {run.seed}")
-    if recipe.training.steps < run.step:
-        raise ArgumentError(
-            f"{run.path} has been trained for {run.step} steps, more than {recipe.training.steps}; ask for more --steps"
-        )
-    run = run.with_steps(recipe.training.steps)
-    run.write()
-    return run
-
-
-def _brief(value: object) -> str:
-    """A value in at most 300 characters: a mean image has thousands of numbers."""
-    text = str(value)
-    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _preview(run: Run, state: TrainingState, count: int = 16) -> None:

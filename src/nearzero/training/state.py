@@ -1,22 +1,18 @@
-"""What a checkpoint holds: weights, their average, the optimizer's moments, and the number of the step."""
+"""What training changes: weights, their averages, the optimizer's moments, and the number of the step."""
 
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nearzero.denoiser import Denoiser
-from nearzero.errors import ArgumentError, CheckpointError, DiskError, NumericalError
-from nearzero.files import new_folder, read_json, write_json
+from nearzero.errors import ArgumentError
 from nearzero.recipe import Recipe
-from nearzero.run import Run, fill, load_tensors, load_weights
+from nearzero.run import fill
+from nearzero.training.averages import Averages
 
 
 class TrainingState:
@@ -29,7 +25,7 @@ class TrainingState:
             self.objective = recipe.objective().to(device)
         self.step = 0
         self.weights: dict[str, Tensor] = dict(self.denoiser.network.named_parameters())
-        self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.averages = Averages(self.weights, recipe.training.ema)
         self.device = device
         self.trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
         if not self.trained:
@@ -51,70 +47,43 @@ class TrainingState:
             group["lr"] = self.training.rate(self.step + 1)
         self.optimizer.step()
         self.step += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.values()), list(self.weights.values()), 1 - self.training.ema.beta(self.step)
-            )
+        self.averages.update(self.step)
 
     def averaged(self) -> Denoiser:
         """A copy of the denoiser with the averaged weights, for sampling."""
         denoiser = copy.deepcopy(self.denoiser).eval()
-        fill(denoiser.network, self._network_state(self.average))
+        fill(denoiser.network, self._network_state(self.averages.kept["ema"]))
         return denoiser
 
-    def save(self, run: Run) -> Path:
-        """Writes checkpoints/STEP whole, then deletes the older ones. Raises NumericalError for what is not finite."""
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All that a checkpoint holds, file by file: weights, averages, moments and what the objective learns."""
         moments = {
             f"{name}.{key}": value
             for name, weight in self.trained.items()
             for key, value in self.optimizer.state.get(weight, {}).items()
         }
-        kinds = {"weights": {**self.weights, **self.learned}, "averaged weights": self.average, "moments": moments}
-        for what, tensors in kinds.items():
-            for name, tensor in tensors.items():
-                if not bool(tensor.isfinite().all()):
-                    raise NumericalError(
-                        f"the {what} of {name} are not finite at step {self.step}; lower the learning rate. "
-                        "The last good checkpoint is kept"
-                    )
-        path = run.path / "checkpoints" / f"{self.step:09d}"
-        with new_folder(path) as aside:
-            _save(self._network_state(self.weights), aside / "weights.safetensors")
-            _save(self._network_state(self.average), aside / "ema.safetensors")
-            _save(moments, aside / "optimizer.safetensors")
-            if self.learned:
-                _save(self.learned, aside / "objective.safetensors")
-            write_json(aside / "state.json", {"step": self.step, "images": self.step * run.recipe.training.batch})
-        for older in path.parent.iterdir():
-            if older != path:
-                shutil.rmtree(older, ignore_errors=True)
-        return path
+        averages = {file: self._network_state(kept) for file, kept in self.averages.kept.items()}
+        files = {"weights": self._network_state(self.weights), **averages, "optimizer": moments}
+        return {**files, "objective": dict(self.learned)} if self.learned else files
 
-    def load(self, checkpoint: Path) -> None:
-        """Restores every bit that `save` wrote."""
-        load_weights(self.denoiser.network, checkpoint / "weights.safetensors")
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+        """Puts back every bit of `tensors()`. Raises KeyError or RuntimeError where names or shapes do not fit."""
+        fill(self.denoiser.network, tensors["weights"])
         if self.learned:
-            load_weights(self.objective, checkpoint / "objective.safetensors")
-        average, moments = (
-            load_tensors(checkpoint / "ema.safetensors"),
-            load_tensors(checkpoint / "optimizer.safetensors"),
-        )
-        try:
-            for name in self.weights:
-                self.average[name].copy_(average[name])
-            for name, weight in self.trained.items():
-                if f"{name}.step" not in moments:  # it has had no gradient
-                    continue
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                like = (torch.zeros(()), torch.empty_like(weight), torch.empty_like(weight))  # keeps channels_last
-                self.optimizer.state[weight] = {
-                    key: buffer.copy_(moments[f"{name}.{key}"]) for key, buffer in zip(keys, like, strict=True)
-                }
-            self.step = read_json(checkpoint / "state.json")["step"]
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise CheckpointError(
-                f"{checkpoint} does not fit the recipe's network ({error}); restore it or train again"
-            ) from error
+            fill(self.objective, tensors["objective"])
+        for file, kept in self.averages.kept.items():
+            for name, average in kept.items():
+                average.copy_(tensors[file][name])
+        moments = tensors["optimizer"]
+        for name, weight in self.trained.items():
+            if f"{name}.step" not in moments:  # it has had no gradient
+                continue
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            like = (torch.zeros(()), torch.empty_like(weight), torch.empty_like(weight))  # keeps channels_last
+            self.optimizer.state[weight] = {
+                key: buffer.copy_(moments[f"{name}.{key}"]) for key, buffer in zip(keys, like, strict=True)
+            }
+        self.step = step
 
     def _network_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """These parameters, each once however often the network uses it, and the network's own buffers."""
@@ -122,13 +91,6 @@ class TrainingState:
         aliases = {name for name, _ in network.named_parameters(remove_duplicate=False)}
         buffers = {name: value for name, value in network.state_dict().items() if name not in aliases}
         return {**buffers, **parameters}
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:
-        raise DiskError(f"cannot write {path}: {error}; free some space") from error
 
 
 def count(parameters: Iterable[Tensor]) -> int:

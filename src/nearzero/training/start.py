@@ -1,0 +1,100 @@
+"""Where training starts: what a folder may become, and what a run may resume with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nearzero.data.images import Images
+from nearzero.errors import ArgumentError, CheckpointError, DataError
+from nearzero.files import check_writable, disk_errors
+from nearzero.recipe import Recipe, differences
+from nearzero.run import Run, is_ours, is_run
+
+
+def check_fit(recipe: Recipe, images: Images) -> None:
+    """Raises DataError where the recipe's network takes other images than these."""
+    network = recipe.network
+    if (network.size, network.channels) != (images.size, images.channels):
+        takes, are = (
+            f"{size} x {size} with {channels} channels"
+            for size, channels in ((network.size, network.channels), (images.size, images.channels))
+        )
+        raise DataError(
+            f"the network takes images of {takes}, these are {are}; "
+            f"fit the recipe with recipes.small(recipe, {images.size}, {images.channels})"
+        )
+
+
+def open_run(
+    out: Path,
+    recipe: Recipe,
+    images: Images,
+    seed: int,
+    *,
+    resume: bool,
+    source: dict[str, Any] | None = None,
+) -> Run:
+    """The run folder to train in: the one to resume, or a new one in place of what a former run wrote there."""
+    if resume:
+        return _reopen(Run.load(out), recipe, images, seed)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("run.json", "stats.jsonl"):
+            (out / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "previews"):
+            if (out / name).exists():
+                shutil.rmtree(out / name)
+    return Run.create(out, recipe, {**images.describe(), "source": source or {}}, seed)
+
+
+def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises before anything is written where `out` cannot become, or is not, the run folder that is asked for."""
+    if resume and overwrite:
+        raise ArgumentError(
+            "--resume and --overwrite exclude each other; resume goes on with the run, overwrite deletes it"
+        )
+    if resume and not is_run(out):
+        raise CheckpointError(f"{out} holds no run to resume; leave out --resume to start one")
+    if resume:
+        return
+    check_writable(out)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_run(out):
+        raise ArgumentError(f"{out} exists and is no run folder; choose another --out")
+    if not is_ours(out):
+        raise ArgumentError(f"{out / 'run.json'} is damaged or not nearzero's; delete it or choose another --out")
+    if not overwrite:
+        raise ArgumentError(f"{out} holds a run; use --resume to go on with it or --overwrite to delete it")
+
+
+def _reopen(run: Run, recipe: Recipe, images: Images, seed: int) -> Run:
+    if images.fingerprint() != run.data.get("fingerprint"):
+        raise DataError(
+            f"cannot resume {run.path}: these are not the {run.data.get('count')} images that it was trained on; "
+            "give the same --data and --size"
+        )
+    changed = differences(run.with_steps(recipe.training.steps).recipe, recipe)
+    if changed or run.recipe.name != recipe.name:
+        name, (old, new) = next(iter(changed.items()), ("recipe", (run.recipe.name, recipe.name)))
+        raise ArgumentError(
+            f"cannot resume {run.path} with another {name}: it was trained with {_brief(old)}, asked is {_brief(new)}; "
+            "use --overwrite or another --out"
+        )
+    if seed != run.seed:
+        raise ArgumentError(f"cannot resume {run.path} with seed {seed}: it was trained with seed {run.seed}")
+    if recipe.training.steps < run.step:
+        raise ArgumentError(
+            f"{run.path} has been trained for {run.step} steps, more than {recipe.training.steps}; ask for more --steps"
+        )
+    run = run.with_steps(recipe.training.steps)
+    run.write()
+    return run
+
+
+def _brief(value: object) -> str:
+    """A value in at most 300 characters: a mean image has thousands of numbers."""
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
