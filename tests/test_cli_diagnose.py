@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import nearzero as nz
 from conftest import pictures, tiny_recipe, tree, write_folder
 from nearzero.cli import run
+from nearzero.manifest import write_manifest
 from nearzero.randomness import order
 
 CPU = ["--device", "cpu"]
@@ -492,12 +493,13 @@ def world(tmp_path_factory, trained):
     (root / "folder").mkdir()
     (root / "folder/thesis.html").write_text("<html>irreplaceable</html>")
     for name in ("run", "broken", "fresh", "cut", "nan", "gone"):
-        shutil.copytree(trained.path, root / name, ignore=shutil.ignore_patterns("optimizer.safetensors", "previews"))
+        shutil.copytree(trained.path, root / name, ignore=shutil.ignore_patterns("previews"))
     (root / "broken/run.json").write_text("{")
     shutil.rmtree(root / "fresh/checkpoints")
     averaged = {name: next((root / name).glob("checkpoints/*/ema.safetensors")) for name in ("cut", "nan")}
     averaged["cut"].write_bytes(averaged["cut"].read_bytes()[:1000])
     save_file({name: value * torch.nan for name, value in load_file(averaged["nan"]).items()}, averaged["nan"])
+    write_manifest(averaged["nan"].parent, {"step": 6})
     record(root / "gone", source={"data": "/nowhere/pictures", "size": None, "channels": None})
     train(root / "big", pictures(3, size=16), size=16)
     train(root / "colour", pictures(3, channels=3), network=replace(tiny_recipe().network, channels=3))

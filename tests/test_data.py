@@ -1,7 +1,10 @@
 """Folders of images: every kind of file becomes the pixels that a viewer shows, and what is wrong is named."""
 
 import hashlib
+import os
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -513,3 +516,292 @@ def test_a_thin_image_does_not_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "resize", spy)
     nz.read_folder(tmp_path, size=64)
     assert max(sizes, default=0) <= max(4000, 64 * 64)
+
+
+# ---- bad images
+
+
+def damage(folder, *names):
+    for name in names:
+        (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    return folder
+
+
+def heard(folder, bad, **options):
+    """The images of a folder, and what was said of the bad ones by file name."""
+    told = {}
+    images = nz.read_folder(folder, bad=bad, on_bad=lambda path, what: told.update({path: what}), **options)
+    return images, {path.rsplit("/", 1)[-1]: what for path, what in told.items()}
+
+
+@pytest.mark.parametrize("bad", [1, 2, 3, 4, 6])
+def test_an_error_counts_all_and_names_the_first(tmp_path, bad):
+    """By default every file is tried: one bad image is named with its remedy, several are counted and the first three named, in order, in one line."""
+    names = [f"{i:03d}.png" for i in range(bad)]
+    damage(write_folder(tmp_path), *names)
+    with pytest.raises(DataError) as caught:
+        nz.read_folder(tmp_path)
+    message = str(caught.value)
+    assert message.isprintable() and [name in message for name in names] == [i < 3 for i in range(bad)]
+    assert (f"{bad} of 6 files are no readable images: " in message) == (bad > 1)
+    assert ("000.png is damaged (" in message or "000.png is no PNG" in message) and "move" in message
+    assert (f"and {bad - 3} more" in message) == (bad > 3)
+
+
+def test_a_bad_image_is_left_out(tmp_path):
+    """skip gives the folder without the bad image, in order, and says which file was left out and why."""
+    damage(write_folder(tmp_path / "all"), "002.png")
+    images, told = heard(tmp_path / "all", "skip")
+    write_folder(tmp_path / "less")
+    (tmp_path / "less/002.png").unlink()
+    assert images.fingerprint() == nz.read_folder(tmp_path / "less").fingerprint()
+    assert list(told) == ["002.png"] and told["002.png"].endswith("; left out")
+
+
+@pytest.mark.parametrize(("which", "other"), [(0, 1), (2, 3), (5, 0)])
+def test_the_next_image_stands_in_for_a_bad_one(tmp_path, which, other):
+    """replace keeps the count, puts the next readable image in the place, the first after the last, and is the same every time."""
+    whole = nz.read_folder(write_folder(tmp_path)).pixels.clone()
+    damage(tmp_path, f"{which:03d}.png")
+    images, told = heard(tmp_path, "replace")
+    whole[which] = whole[other]
+    assert torch.equal(images.pixels, whole)
+    assert told[f"{which:03d}.png"].endswith(f"{other:03d}.png stands in for it")
+    assert heard(tmp_path, "replace")[0].fingerprint() == images.fingerprint()
+
+
+def test_a_bad_image_moves_no_label(tmp_path):
+    """A class whose only image is bad keeps its number; a stand-in brings its own label; a bad file at the top hides no classes."""
+    for name in ("a", "b", "c"):
+        write_folder(tmp_path / name, count=1)
+    damage(tmp_path, "b/000.png")
+    images, _ = heard(tmp_path, "skip")
+    assert (images.classes, images.labels.tolist()) == (("a", "b", "c"), [0, 2])
+    assert heard(tmp_path, "replace")[0].labels.tolist() == [0, 2, 2]
+    write_folder(tmp_path / "b", count=1)
+    (tmp_path / "README.txt").write_text("three classes")
+    assert heard(tmp_path, "skip")[0].labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("bad", ["skip", "replace"])
+@pytest.mark.parametrize(("total", "allowed"), [(2, 1), (999, 1), (1999, 1), (2000, 2)])
+def test_a_thousandth_may_be_bad(tmp_path, monkeypatch, bad, total, allowed):
+    """One bad image, or 0.1 % of many, is dropped; one more is refused with both numbers; a folder of nothing else always is."""
+    good, evil = np.zeros((4, 4), np.uint8), folder_module._Unreadable("is damaged", "replace it")
+    (tmp_path / "a.png").write_bytes(b"")
+    monkeypatch.setattr(folder_module, "_list", lambda folder: [folder / f"{i:06d}.png" for i in range(total)])
+
+    def read(count):
+        monkeypatch.setattr(folder_module, "_decode_all", lambda *a: [evil] * count + [good] * (total - count))
+        return heard(tmp_path, bad)
+
+    images, told = read(allowed)
+    assert len(told) == allowed and len(images) == total - (allowed if bad == "skip" else 0)
+    with pytest.raises(
+        DataError, match=f"{allowed + 1} of {total:,} files are .*--bad-images {bad} allows {allowed}: "
+    ):
+        read(allowed + 1)
+    with pytest.raises(DataError, match="no readable images"):
+        read(total)
+
+
+def test_the_only_image_cannot_be_left_out(tmp_path):
+    """With one image, and that bad, there is nothing to train on, whatever the policy."""
+    damage(tmp_path, "a.png")
+    for bad in ("error", "skip", "replace"):
+        with pytest.raises(DataError, match="a.png"):
+            heard(tmp_path, bad)
+
+
+def test_nothing_is_left_out_in_silence(tmp_path):
+    """Without on_bad a dropped image is a warning."""
+    damage(write_folder(tmp_path), "002.png")
+    with pytest.warns(UserWarning, match="002.png .*left out"):
+        assert len(nz.read_folder(tmp_path, bad="skip")) == 5
+
+
+@pytest.mark.parametrize("bad", ["skip", "replace"])
+def test_images_that_do_not_fit_together_are_never_dropped(tmp_path, bad):
+    """A readable image of another size or kind is no bad image: it stays an error that names the option."""
+    save(write_folder(tmp_path), noise(8, 9), "x.png")
+    with pytest.raises(DataError, match="x.png is 9 x 8 pixels .*--size"):
+        heard(tmp_path, bad)
+
+
+@pytest.mark.parametrize("policy", ["error", "skip", "replace"])
+def test_a_file_that_vanishes_is_a_bad_image(tmp_path, monkeypatch, policy):
+    """A file that is deleted between listing and reading falls under the policy; one deleted afterwards changes nothing, as pixels are in memory."""
+    write_folder(tmp_path)
+    found = folder_module._list(tmp_path)
+    (tmp_path / "003.png").unlink()
+    monkeypatch.setattr(folder_module, "_list", lambda folder: found)
+    if policy == "error":
+        with pytest.raises(DataError, match="003.png is no regular file"):
+            heard(tmp_path, policy)
+        return
+    images, told = heard(tmp_path, policy)
+    assert list(told) == ["003.png"] and len(images) == (5 if policy == "skip" else 6)
+    before = images.fingerprint()
+    damage(tmp_path, "000.png", "001.png")
+    assert images.fingerprint() == before
+
+
+def test_memory_that_is_short_is_no_bad_image(tmp_path, monkeypatch):
+    """An image that does not fit into memory stops the reading: it is never skipped as damaged."""
+    write_folder(tmp_path)
+
+    def full(image):
+        raise MemoryError
+
+    monkeypatch.setattr(folder_module, "_plain", full)
+    with pytest.raises(MemoryError):
+        heard(tmp_path, "skip")
+
+
+# ---- names and bombs
+
+
+def test_odd_names_are_names(tmp_path):
+    """Spaces, newlines, escapes, 255 bytes, no UTF-8: such files are read, and such folders are classes."""
+    names = ["a b", "two\nlines", "\x1b[31mred", "x" * 250, "-rf", "$(id)", "猫", os.fsdecode(b"caf\xe9")]
+    for i, name in enumerate(names):
+        save(tmp_path, np.full((4, 4), i, np.uint8), f"{name}/{name}.png")
+    images = nz.read_folder(tmp_path)
+    assert sorted(images.classes) == sorted(names)
+    assert {images.classes[k]: int(v) for k, v in zip(images.labels, images.pixels[:, 0, 0, 0], strict=True)} == {
+        name: i for i, name in enumerate(names)
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines.png", "\x1b]0;owned\x07.png", os.fsdecode(b"caf\xe9.png"), "\u202egnp.png"]
+)
+def test_an_odd_name_in_an_error_is_one_printable_line(tmp_path, name):
+    """Newlines, terminal escapes, reversed text and bytes that are no UTF-8 are shown escaped."""
+    damage(write_folder(tmp_path), name)
+    with pytest.raises(DataError) as caught:
+        nz.read_folder(tmp_path)
+    assert str(caught.value).isprintable() and str(caught.value).encode()
+
+
+def test_links_in_a_circle_end(tmp_path):
+    """Links to folders are not followed, so a folder that holds itself is read once; a link to a file is that file; one to itself is named."""
+    write_folder(tmp_path / "pictures")
+    (tmp_path / "pictures/again").symlink_to(tmp_path / "pictures", target_is_directory=True)
+    (tmp_path / "pictures/up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "pictures/link.png").symlink_to(tmp_path / "pictures/000.png")
+    assert len(nz.read_folder(tmp_path / "pictures")) == 7
+    (tmp_path / "pictures/self.png").symlink_to(tmp_path / "pictures/self.png")
+    with pytest.raises(DataError, match="self.png"):
+        nz.read_folder(tmp_path / "pictures")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    """A subfolder without permission is an error, not a class that silently is not there."""
+    write_folder(tmp_path / "a"), write_folder(tmp_path / "b")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="cannot list .*/b: Permission denied"):
+        nz.read_folder(tmp_path)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def bomb(width, height, *more):
+    """A PNG of a few bytes that states any size."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + b"".join(more)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (bomb(10_000, 10_000), "10000 x 10000 pixels, more than 64,000,000"),
+        (bomb(2**31 - 1, 2**31 - 1), "more than 64,000,000"),
+        (bomb(64_000_001, 1), "64000001 x 1 pixels"),
+        (bomb(0, 5), "bad.png"),
+        (bomb(8, 8, *[chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24)))] * 3), "is damaged"),
+        (bomb(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**24)))), "is damaged"),
+    ],
+    ids=["100 MP", "2^62 pixels", "a line", "no width", "text", "profile"],
+)
+def test_a_bomb_is_refused(tmp_path, content, named):
+    """A PNG that states 100 million pixels or hides megabytes in a text or a colour profile is refused from its header, in one line."""
+    write_folder(tmp_path)
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(DataError, match=named) as caught:
+        nz.read_folder(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "format", ["BMP", "GIF", "TIFF", "ICO", "PPM", "PCX", "TGA", "SGI", "DDS", "EPS", "PDF", "JPEG2000"]
+)
+def test_other_formats_are_refused_whatever_their_name(tmp_path, format):
+    """Only three decoders are ever tried: any other format renamed to .png is no image."""
+    save(tmp_path, noise(8, 8, 3), "bad.png", format=format)
+    with pytest.raises(DataError, match="bad.png is no PNG, JPEG or WebP image"):
+        nz.read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"8BPS\0\1" + bytes(60),
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"II*\0" + bytes(60),
+        b"\x76\x2f\x31\x01" + bytes(60),
+        b"\0\0\0 ftypavif" + bytes(60),
+    ],
+    ids=["PSD", "SVG", "EPS", "TIFF", "EXR", "AVIF"],
+)
+def test_the_openings_of_other_formats_are_refused(tmp_path, content):
+    """What begins like a PSD, SVG, EPS, TIFF, EXR or AVIF is no image here, whatever its ending."""
+    for name in ("bad.png", "bad.jpg", "bad.webp"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"{name} is no PNG, JPEG or WebP image"):
+            nz.read_folder(tmp_path)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a", "a.txt"])
+def test_the_content_counts_not_the_ending(tmp_path, name):
+    """A PNG is read as what it is under any name."""
+    image = noise(8, 8)
+    Image.fromarray(image).save(tmp_path / name, format="PNG")
+    assert np.array_equal(read_one(tmp_path), image)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_an_animation_is_its_first_picture(tmp_path, format):
+    """Of an animated file the first frame is read."""
+    frames = [Image.fromarray(noise(8, 8, 3, seed=i)) for i in range(3)]
+    options = {"lossless": True} if format == "WEBP" else {}
+    frames[0].save(tmp_path / "a.png", format=format, save_all=True, append_images=frames[1:], duration=100, **options)
+    assert np.array_equal(read_one(tmp_path), np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"]
+)
+def test_a_pipe_among_images_is_not_opened(tmp_path, make):
+    """A pipe that nobody writes to and a link to an endless device are refused at once."""
+    write_folder(tmp_path)
+    make(tmp_path / "bad.png")
+    with pytest.raises(DataError, match="bad.png is no regular file"):
+        nz.read_folder(tmp_path)

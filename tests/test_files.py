@@ -16,15 +16,20 @@ from PIL import Image
 from conftest import tree
 from nearzero.errors import CheckpointError, DiskError
 from nearzero.files import (
+    PIECE,
+    clean,
     contact_sheet,
     digest,
+    digest_file,
     grid_png,
     new_folder,
     png,
     read_json,
+    remove_folder,
     to_bytes,
     write_bytes,
     write_json,
+    write_parts,
 )
 
 full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -81,6 +86,72 @@ def test_a_killed_folder_is_the_old_or_the_new(tmp_path, faults, kind, error, ol
             (aside / "b/c").write_bytes(b"x")
 
     assert survive(faults, tmp_path, kind, error, write, [before, after]) >= 1
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """new_folder syncs each file and folder, itself included, then renames, then syncs the parent."""
+    seen, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(os.readlink(f"/proc/self/fd/{handle}")))
+    monkeypatch.setattr(os, "replace", lambda a, b: [seen.append("rename"), replace(a, b)])
+    with new_folder(tmp_path / "folder") as aside:
+        (aside / "b").mkdir()
+        (aside / "b/c").write_bytes(b"x")
+    assert seen[-2:] == ["rename", str(tmp_path)]
+    assert sorted(seen[:-2]) == [str(aside), str(aside / "b"), str(aside / "b/c")]
+
+
+def test_cleaning_gives_back_what_was_not_replaced(tmp_path):
+    """A folder that was renamed to make place comes back where no new one has the name, and goes where one does."""
+    for name in (".old-a-x1", ".old-b-x2", "b", ".tmp-a-x3", ".tmp-c-gone", ".old", ".tmp-c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "was").write_text(name)
+    (tmp_path / ".tmp-file-x").write_text("mine")
+    assert clean(tmp_path) == [".old-a-x1", ".old-b-x2", ".tmp-a-x3", ".tmp-c-gone"]
+    kept = {name: (tmp_path / name / "was").read_text() for name in ("a", "b", ".old", ".tmp-c")}
+    assert kept == {"a": ".old-a-x1", "b": "b", ".old": ".old", ".tmp-c": ".tmp-c"}
+    assert len(tree(tmp_path)) == 2 * len(kept) + 1 and clean(tmp_path) == [] == clean(tmp_path / "nowhere")
+
+
+def test_removing_is_whole_or_not(tmp_path, faults):
+    """A folder that the system will not rename stays whole, with DiskError; otherwise nothing of it is left."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b").write_text("x")
+    before = tree(tmp_path)
+    faults.arm("replace", 1, OSError(errno.EACCES, "no"))
+    with pytest.raises(DiskError, match="cannot write .*a: no"):
+        remove_folder(tmp_path / "a")
+    faults.disarm()
+    assert tree(tmp_path) == before
+    remove_folder(tmp_path / "a")
+    assert tree(tmp_path) == {}
+
+
+@given(st.lists(st.binary(max_size=50), max_size=5))
+def test_parts_are_written_whole(tmp_path_factory, parts):
+    """write_parts writes the parts one after the other; bytes and hash are those of the file; an existing file is refused."""
+    path = tmp_path_factory.getbasetemp() / "parts"
+    path.unlink(missing_ok=True)
+    assert (
+        write_parts(path, parts) == (len(b"".join(parts)), digest(*parts)) == (path.stat().st_size, digest_file(path))
+    )
+    assert path.read_bytes() == b"".join(parts)
+    with pytest.raises(DiskError, match="File exists"):
+        write_parts(path, [b""])
+
+
+def test_large_parts_are_cut_into_pieces(tmp_path):
+    """`check` is called before each piece of at most 16 MiB, and what it raises ends the writing."""
+    calls = []
+    part = np.arange(2 * PIECE + 5, dtype=np.uint8)
+    size, told = write_parts(tmp_path / "a", [part], lambda: calls.append(0))
+    assert (size, len(calls), told) == (len(part), 3, digest(part.tobytes())) and told == digest_file(tmp_path / "a")
+
+    def stop():
+        raise InterruptedError("enough")
+
+    with pytest.raises(DiskError, match="enough"):
+        write_parts(tmp_path / "b", [part], stop)
+    assert (tmp_path / "b").stat().st_size == 0
 
 
 def test_an_error_in_the_block_leaves_the_folder_alone(tmp_path):

@@ -31,9 +31,11 @@ LAYERS = (
     ("likelihood",),
     ("bounds",),
     ("diagnostics", "networks", "data", "metrics"),
+    ("ema",),
     ("recipe", "recipes"),
+    ("manifest",),
     ("run",),
-    ("training", "production", "nll", "interop"),
+    ("training", "production", "nll", "posthoc", "interop"),
     ("experiments", "report"),
     ("cli",),
 )

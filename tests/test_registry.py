@@ -17,8 +17,9 @@ from nearzero.process.discrete import CosineBetas, LinearBetas, ListedBetas, Qua
 from nearzero.registry import decode, encode
 
 law = settings(deadline=None, derandomize=True, max_examples=60)
-AXES = {"process", "parameterization", "conditioning", "times", "weighting", "grid", "solvers", "codec", "rescaled"}
+AXES = {"process", "parameterization", "conditioning", "times", "weighting", "grid", "solvers", "codec", "rescaled", "ema"}
 OBJECTS = [
+    *(nz.EMA(), nz.EMA(0.99, 1.0), nz.HalfLife(), nz.HalfLife(1e6, None), nz.Power(), nz.Power(0.1)),
     *(nz.LinearVP(), nz.LinearVP(0.2, 15.0), nz.DiscreteVP.linear(), nz.DiscreteVP.linear(10, 1e-3, 0.5)),
     *(nz.DiscreteVP.from_betas([0.1, 1 / 3, 0.7]), LinearBetas(7, 0.1, 0.2), ListedBetas((0.1, 0.2))),
     *(nz.DiscreteVP.quadratic(), nz.DiscreteVP.cosine(50, 0.01, 0.9), QuadraticBetas(), CosineBetas()),

@@ -14,6 +14,7 @@ from conftest import pictures, tiny_recipe, tree
 from nearzero import recipes
 from nearzero.codec import fitted
 from nearzero.errors import CheckpointError, NearzeroError
+from nearzero.manifest import write_manifest
 from nearzero.run import SCHEMA
 from nearzero.training.loop import train
 
@@ -55,14 +56,17 @@ def test_loading_and_sampling_write_nothing(run_folder):
 
 
 def test_the_newest_checkpoint_counts(run_folder):
-    """checkpoint() is the highest whole number, whatever else a crash left beside it."""
+    """checkpoint() is the highest whole number, whatever else a crash left beside it; what is damaged is named."""
     run = nz.Run.load(run_folder)
     whole = run.checkpoint()
-    (run.path / "checkpoints/.000000012.abc").mkdir()
-    (run.path / "checkpoints/000000012").mkdir()
+    (run.path / "checkpoints/.tmp-000000012-abc").mkdir()
     (run.path / "checkpoints/notes").write_text("mine")
     assert run.checkpoint() == whole
+    (run.path / "checkpoints/000000012").mkdir()
+    with pytest.warns(UserWarning, match="left out a damaged checkpoint: .*000000012.*; using 000000006"):
+        assert run.checkpoint() == whole
     (run.path / "checkpoints/000000012/state.json").write_text('{"step": 12}')
+    write_manifest(run.path / "checkpoints/000000012", {"step": 12})
     assert run.step == 12
 
 
@@ -302,6 +306,7 @@ def test_weights_of_another_network_are_refused(run_folder, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+    write_manifest(path.parent, {"step": 6})
     name = "unet.more" if change is add_one else "unet.conv_in.weight"
     with pytest.raises(CheckpointError, match=f"ema.safetensors does not fit the recipe's network.*{name}") as caught:
         nz.Run.load(run_folder).denoiser()

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 import nearzero as nz
 from conftest import pictures, tiny_recipe, tree
 from nearzero.errors import ArgumentError, CheckpointError
-from nearzero.training.loop import steps, train
+from nearzero.manifest import write_manifest
+from nearzero.training.loop import train
 from nearzero.training.state import TrainingState
+from nearzero.training.step import steps
 
 PROCESSES = [
     *(nz.LinearVP(), nz.QuadraticVP(), nz.DiscreteVP.linear(), nz.SubVP(), nz.SongVE(), nz.KarrasVE()),
@@ -232,6 +234,7 @@ def test_a_checkpoint_without_coefficients_is_refused(tmp_path, learning):
     out = shutil.copytree(learning.path, tmp_path / "run")
     path = nz.Run.load(out).checkpoint() / "objective.safetensors"
     save_file({"a": torch.zeros(5)}, path)
+    write_manifest(path.parent, {"step": 6})
     with pytest.raises(CheckpointError, match="objective.safetensors does not fit"):
         train(recipe(steps=8), pictures(), out, resume=True)
     path.unlink()
@@ -242,7 +245,7 @@ def test_a_checkpoint_without_coefficients_is_refused(tmp_path, learning):
 def test_the_coefficients_are_trained_beside_the_network():
     """Adam's first step moves each coefficient by the learning rate, against its gradient: the mean over the batch of
     (1 - loss) cos(pi k (1 + z) / 2), written out; the average leaves them out."""
-    from nearzero.training.loop import batch
+    from nearzero.training.draws import batch
 
     made, images = recipe(), pictures()
     state = TrainingState(made, 0, torch.device("cpu"))
@@ -264,8 +267,8 @@ def test_coefficients_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch)
     """A coefficient that is NaN raises NumericalError with its name, and the checkpoint before it stays."""
     update = TrainingState.update
 
-    def spoil(self, loss):
-        update(self, loss)
+    def spoil(self, *loss):
+        update(self, *loss)
         if self.step == 6:
             self.objective.a.data[0] = math.nan
 

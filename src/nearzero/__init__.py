@@ -61,12 +61,21 @@ _NAMES = {
     "diagnostics.diagnosis": ["Diagnosis", "diagnose"],
     "networks.unet": ["UNet"],
     "data.images": ["Images", "embedded"],
+    "data": ["read_images"],
     "data.folder": ["read_folder"],
     "metrics.energy": ["Distance", "energy_distance"],
     "production": ["Production", "produce"],
+    "ema": ["EMA", "HalfLife", "Power"],
     "recipe": ["Recipe"],
+    "manifest": ["Keep"],
     "run": ["Run"],
+    "posthoc": ["reconstruct"],
+    "training.engine": ["Engine"],
+    "training.guards": ["Guard"],
     "training.loop": ["train"],
+    "interop.grids": ["OffsetGrid", "ShiftedGrid"],
+    "interop.imported": ["from_diffusers"],
+    "interop.sharing": ["share_timesteps", "unshare"],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = ["errors", "recipes"]

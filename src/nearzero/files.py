@@ -8,16 +8,32 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nearzero.errors import CheckpointError, DiskError
+from nearzero.errors import ArgumentError, CheckpointError, DiskError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PIECE = 2**24
+MAX_JSON_BYTES = 2**26
+DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @contextlib.contextmanager
@@ -28,11 +44,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, DiskError):
             raise
-        advice = (
-            "free some space"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else "choose a folder that you can write to"
-        )
+        advice = "free some space" if error.errno in FULL else "choose a folder that you can write to"
         raise DiskError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
 
 
@@ -56,16 +68,20 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when the block ends without an error, replacing an older one."""
+    """A folder that appears under its name only when the block ends without an error, replacing an older one.
+
+    Until then it is called .tmp-NAME-*, and the older one, for the moment in which neither has the name, .old-NAME-*:
+    `clean` tidies up after a process that was killed. Files and folders reach the disk before the name does.
+    """
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
     try:
         yield aside
         with disk_errors(path):
             aside.chmod(0o777 & ~_umask())
-            for file in aside.rglob("*"):
+            for file in (*aside.rglob("*"), aside):
                 _sync(file)
             _move(aside, path)
             _sync(path.parent)
@@ -78,7 +94,7 @@ def _move(aside: Path, path: Path) -> None:
     if not path.exists():
         os.replace(aside, path)
         return
-    former = aside.with_name(f"{aside.name}.former")
+    former = aside.with_name(aside.name.replace(".tmp-", ".old-", 1))
     os.rename(path, former)
     try:
         os.replace(aside, path)
@@ -86,6 +102,75 @@ def _move(aside: Path, path: Path) -> None:
         os.rename(former, path)
         raise
     shutil.rmtree(former)
+
+
+def remove_folder(path: Path) -> None:
+    """Deletes a folder: whole under its name, or gone."""
+    aside = path.with_name(f".tmp-{path.name}-gone")
+    shutil.rmtree(aside, ignore_errors=True)
+    with disk_errors(path):
+        os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def clean(folder: Path) -> list[str]:
+    """Tidies up after killed processes: deletes .tmp-*, and gives a folder that was not yet replaced its name back.
+
+    No other process may write there meanwhile. Returns the names of what it found.
+    """
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    found = [name for name in names if re.fullmatch(r"\.(tmp|old)-.+-.+", name) and (folder / name).is_dir()]
+    for name in found:
+        path = folder / name[len(".old-") : name.rindex("-")]
+        if name.startswith(".old-") and not path.exists():
+            with disk_errors(path):
+                os.rename(folder / name, path)
+        else:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return found
+
+
+def write_parts(path: Path, parts: Iterable[Any], check: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    """Writes a new file in pieces, calling `check` before each; returns its bytes and its BLAKE2b (see `digest`).
+
+    The hash is that of what was meant to be written: a disk that keeps something else is found out. It is not atomic.
+    """
+    size, state = 0, hashlib.blake2b(digest_size=16)
+    with disk_errors(path), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        for part in parts:
+            view = memoryview(part)
+            for start in range(0, len(view), PIECE):
+                check()
+                piece = view[start : start + PIECE]
+                file.write(piece)
+                state.update(piece)
+                size += len(piece)
+        file.flush()
+    return size, state.hexdigest()
+
+
+def safetensors(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    """The bytes of a safetensors file, part by part: contiguous tensors on the CPU are not copied.
+
+    Length of the header (8 bytes, little-endian), header (JSON, padded to 8 bytes), numbers; wide types first, so that
+    each tensor lies at a multiple of its own width.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ArgumentError(f"{name} holds {tensor.dtype}; a checkpoint takes {', '.join(map(str, DTYPES))}")
+    kinds = list(DTYPES)
+    order = sorted(tensors, key=lambda name: (kinds.index(tensors[name].dtype), name))
+    header, start = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        end = start + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        yield tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -115,10 +200,24 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads JSON that nearzero wrote. Raises CheckpointError where it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = os.stat(path)
+        if stat.S_ISREG(found.st_mode) and found.st_size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"cannot read {path}: it has {found.st_size:,} bytes, more than {MAX_JSON_BYTES:,}; "
+                "restore the file or train again"
+            )
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise CheckpointError(f"cannot read {path}: it is a pipe or a device; restore the file or train again")
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no valid JSON"
         raise CheckpointError(f"cannot read {path}: {reason}; restore the file or train again") from error
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 def digest(*parts: bytes) -> str:
@@ -127,6 +226,12 @@ def digest(*parts: bytes) -> str:
     for part in parts:
         state.update(part)
     return state.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """BLAKE2b of a file's content, read in pieces, 32 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def to_bytes(pixels: Tensor) -> Tensor:

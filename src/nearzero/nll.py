@@ -110,6 +110,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Bits per dimension of `count` images (all), each dithered `repeats` times, as a document that is kept in `out`.
 
+    "bits_foreground" spreads an image's whole bits over its pixels that are not 0: as the others cost at least nothing,
+    it bounds what one of these costs, where much black background flatters the mean over all.
     The file is written after each batch: a call that was cut short goes on, and one with other settings is refused
     unless `overwrite`. Dither follows from `seed` and the image's place, the method's own draws from `seed` and the
     batch's. Raises DataError where there are fewer images, ArgumentError for settings that do not fit.
@@ -158,7 +160,7 @@ def _rows(
     seed: int,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Each column's mean over the repeats, (B,), in bits per dimension where it is nats."""
+    """Each column's mean over the repeats, (B,), in bits per dimension where it is nats; the share of pixels not 0."""
     dim, total = pixels[0].numel(), {}
     parameter = next(denoiser.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -170,6 +172,7 @@ def _rows(
                 raise NumericalError(f"the {name} of an image are not finite; check the network's weights")
             total[name] = total.get(name, 0) + value.cpu() / repeats
     found = {"bits": bits_per_dim(total.pop("nats") + codec.log_determinant(dim), dim)}
+    found["foreground"] = (pixels != 0).any(1).flatten(1).double().mean(1)
     evaluations = total.pop("evaluations")
     terms = {name: -bits_per_dim(value, dim) for name, value in total.items()}
     return {**found, **terms, "evaluations": evaluations}
@@ -199,11 +202,21 @@ def _former(out: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str
 
 def _document(settings: Mapping[str, Any], columns: Mapping[str, list[float]], dim: int) -> dict[str, Any]:
     means = {name: _mean(values) for name, values in columns.items()}
+    if means and means["foreground"]["mean"]:
+        means["bits_foreground"] = ratio(columns["bits"], columns["foreground"])
     done = len(next(iter(columns.values()), []))
     return {
         **{"settings": dict(settings), "images_done": done, "dimensions": dim, "means": means},
         **{"columns": dict(columns), "provenance": provenance()},
     }
+
+
+def ratio(above: list[float], below: list[float]) -> dict[str, float | None]:
+    """sum(above) / sum(below) with its standard error over pairs, to first order; unknown, None, for one pair."""
+    a, b = (torch.tensor(values, dtype=torch.float64) for values in (above, below))
+    value = (a.sum() / b.sum()).item()
+    error = ((a - value * b).std() / b.mean()).item() / math.sqrt(len(a)) if len(a) > 1 else None
+    return {"mean": value, "stderr": error}
 
 
 def _mean(values: list[float]) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nearzero.codec import Centred, Codec, fitted
 from nearzero.conditioning import Conditioning
 from nearzero.denoiser import Denoiser
+from nearzero.ema import EMA, Average
 from nearzero.errors import ArgumentError
 from nearzero.grid import Grid
 from nearzero.networks import NetworkSpec
@@ -29,42 +30,22 @@ from nearzero.weighting import Weighting
 
 @register
 @dataclass(frozen=True)
-class EMA:
-    """Exponential moving average of the weights, ema <- beta ema + (1 - beta) weights after each step n = 1, 2, ...
-
-        beta = min(decay, (1 + n) / (ramp + n))
-
-    The ramp forgets the start of training: with a plain 0.9999 a run of 10,000 steps still samples noise.
-    """
-
-    decay: float = 0.9999
-    ramp: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.decay < 1 and self.ramp >= 1):
-            raise ArgumentError(f"EMA needs 0 <= decay < 1 and ramp >= 1, got {self.decay} and {self.ramp}")
-
-    def beta(self, step: int) -> float:
-        """The factor after step `step`, counted from 1."""
-        return min(self.decay, (1 + step) / (self.ramp + step))
-
-
-@register
-@dataclass(frozen=True)
 class Training:
     """How the weights are found: Adam, `batch` images a step, mirrored at random if `flip`.
 
     The rate rises linearly over the first `warmup` images and is constant then; gradients of a norm above `clip` are
-    scaled down to it, if there is one.
+    scaled down to it, if there is one. `ema` is the average of the weights that samples are made with; `averages` are
+    further ones, kept beside it.
     """
 
     steps: int
     batch: int
     learning_rate: float
     flip: bool
-    ema: EMA = field(default_factory=EMA)
+    ema: Average = field(default_factory=EMA)
     warmup: int = 0
     clip: float | None = None
+    averages: tuple[Average, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
@@ -77,6 +58,17 @@ class Training:
             raise ArgumentError(f"warmup counts images: an integer of at least 0, got {self.warmup}")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ArgumentError(f"clip must be a positive norm, or None for no limit, got {self.clip}")
+        if not isinstance(self.averages, tuple):
+            raise ArgumentError(f"averages must be a tuple, such as (Power(0.05), Power(0.1)), got {self.averages!r}")
+        for average in (self.ema, *self.averages):
+            if not callable(getattr(average, "beta", None)):
+                raise ArgumentError(
+                    f"an average is EMA, HalfLife, Power or has their beta(step, batch), got {average!r}"
+                )
+
+    def kept(self) -> dict[str, Average]:
+        """Every average by the file of a checkpoint that holds it: ema, ema-1, ema-2, ..."""
+        return {"ema": self.ema, **{f"ema-{i}": average for i, average in enumerate(self.averages, 1)}}
 
     def rate(self, step: int) -> float:
         """The learning rate of step `step`, counted from 1."""

@@ -14,6 +14,7 @@ from nearzero.errors import ArgumentError, CheckpointError, did_you_mean
 
 T = TypeVar("T", bound=type)
 
+DEPTH = 32  # how deep objects may lie in each other in a file
 _CLASSES: dict[str, type] = {}
 
 
@@ -58,21 +59,33 @@ def encode(value: Any) -> Any:
     return {"class": type(value).__name__, **fields}
 
 
-def decode(value: Any) -> Any:
-    """The object that `encode` wrote. Raises CheckpointError for unknown classes, fields and bad values."""
+def decode(value: Any, depth: int = DEPTH) -> Any:
+    """The object that `encode` wrote. Raises CheckpointError for unknown names, bad values and deep nesting."""
+    if depth < 0:
+        raise CheckpointError(f"a saved recipe is nested more than {DEPTH} deep; restore the file or train again")
     if isinstance(value, list):
-        return tuple(decode(item) for item in value)
+        return tuple(decode(item, depth - 1) for item in value)
     if not isinstance(value, dict):
         return value
-    arguments = {key: decode(item) for key, item in value.items() if key != "class"}
     name = value.get("class")
     if not isinstance(name, str) or name not in _CLASSES:
-        raise CheckpointError(f"unknown class {name!r} in a saved recipe; {did_you_mean(str(name), _CLASSES)}")
+        told = str(name)[:80]
+        raise CheckpointError(f"unknown class {name!r:.100} in a saved recipe; {did_you_mean(told, _CLASSES)}")
     cls = _CLASSES[name]
     known = {field.name for field in dataclasses.fields(cls) if field.init}
-    for key in arguments.keys() - known:
-        raise CheckpointError(f"unknown field {key!r} of {name} in a saved recipe; {did_you_mean(key, known)}")
+    for key in value.keys() - known - {"class"}:
+        raise CheckpointError(
+            f"unknown field {key!r:.100} of {name} in a saved recipe; {did_you_mean(key[:80], known)}"
+        )
+    arguments = {key: decode(item, depth - 1) for key, item in value.items() if key != "class"}
     try:
         return cls(**arguments)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # whatever a value of a wrong type leads to
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:  # whatever a value of a wrong type leads to
         raise CheckpointError(f"a saved recipe has a bad {name}: {' '.join(str(error).split())[:200]}") from error

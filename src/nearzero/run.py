@@ -2,7 +2,7 @@
 
     run.json                      schema version, recipe, data, seed, provenance
     stats.jsonl                   one line every few steps, in EDM's format
-    checkpoints/000001000/        weights, ema and optimizer as safetensors, state.json
+    checkpoints/000001000/        weights, averages and optimizer as safetensors, state.json, manifest.json
     previews/000001000.png        samples of the EMA weights at fixed seeds
 
 Everything is safetensors, JSON or PNG: reading a run executes nothing.
@@ -11,7 +11,9 @@ Everything is safetensors, JSON or PNG: reading a run executes nothing.
 from __future__ import annotations
 
 import platform
+import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,16 +27,18 @@ from torch import Tensor
 
 import nearzero
 from nearzero.denoiser import Denoiser
-from nearzero.errors import ArgumentError, CheckpointError, NearzeroError
+from nearzero.errors import ArgumentError, CheckpointError, NearzeroError, did_you_mean
 from nearzero.files import read_json, write_json
 from nearzero.grid import Grid
+from nearzero.manifest import newest
 from nearzero.recipe import Recipe
 from nearzero.registry import decode, encode
 from nearzero.rescaled import Through
 from nearzero.sampling import sample
 from nearzero.solvers import Solver
 
-SCHEMA = 1
+SCHEMA = 2  # 1: checkpoints have no manifest
+_AVERAGE = re.compile("ema(-.+)?")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Run:
             raise CheckpointError(f"{path} {what}; make a run with: nearzero train etsdm --out {path}")
         record = read_json(path / "run.json")
         version = record.get("schema_version") if isinstance(record, dict) else None
-        if not isinstance(version, int) or version < 1:
+        if type(version) is not int or version < 1:
             raise CheckpointError(f"{path / 'run.json'} has no schema version; it was not written by nearzero")
         if version > SCHEMA:
             raise CheckpointError(
@@ -69,8 +73,9 @@ class Run:
         recipe = decode(record.get("recipe"))
         if (
             not isinstance(recipe, Recipe)
-            or not isinstance(record.get("seed"), int)
-            or not isinstance(record.get("data"), dict)
+            or type(record.get("seed")) is not int
+            or not _is_data(record.get("data"))
+            or not isinstance(record.get("provenance", {}), dict)
         ):
             raise CheckpointError(f"{path / 'run.json'} is incomplete; restore it or train again")
         try:
@@ -97,15 +102,20 @@ class Run:
         return replace(self, recipe=replace(self.recipe, training=replace(self.recipe.training, steps=steps)))
 
     def checkpoint(self) -> Path | None:
-        """The folder of the newest checkpoint, or of the pinned one; None before the first."""
+        """The folder of the newest checkpoint that is whole, or of the pinned one; None before the first.
+
+        Warns of newer ones that are damaged. Raises CheckpointError where all are.
+        """
         if self.pin is not None:
             return self.pin
-        found = [
-            path
-            for path in (self.path / "checkpoints").glob("*")
-            if path.name.isdigit() and (path / "state.json").exists()
-        ]
-        return max(found, key=lambda path: int(path.name), default=None)
+        path, wrong = newest(self.path / "checkpoints")
+        if path is None and wrong:
+            raise CheckpointError(
+                f"{self.path} has no whole checkpoint: {'; '.join(wrong)}; restore the file or train again"
+            )
+        if wrong and path is not None:
+            warnings.warn(f"left out a damaged checkpoint: {'; '.join(wrong)}; using {path.name}", stacklevel=2)
+        return path
 
     def pinned(self) -> Run:
         """The same run, at the checkpoint that is its newest now."""
@@ -117,19 +127,28 @@ class Run:
         checkpoint = self.checkpoint()
         return 0 if checkpoint is None else int(checkpoint.name)
 
-    def denoiser(self, *, ema: bool = True, device: torch.device | str = "cpu") -> Denoiser:
-        """The trained denoiser, with averaged weights or (ema=False) raw ones.
+    def averages(self) -> list[str]:
+        """The averages that the checkpoint holds, by the names that `denoiser(ema=...)` takes: "ema" and others."""
+        checkpoint = self.checkpoint()
+        found = [] if checkpoint is None else [path.stem for path in checkpoint.glob("*.safetensors")]
+        return sorted(name for name in found if _AVERAGE.fullmatch(name))
 
-        Raises CheckpointError before the first checkpoint.
+    def denoiser(self, *, ema: bool | str = True, device: torch.device | str = "cpu") -> Denoiser:
+        """The trained denoiser, with averaged weights, raw ones (ema=False), or those of one of several `averages`.
+
+        Raises CheckpointError before the first checkpoint, ArgumentError for an average that it does not hold.
         """
         checkpoint = self.checkpoint()
         if checkpoint is None:
             raise CheckpointError(
                 f"{self.path} has no checkpoint yet; train it with: nearzero train --resume --out {self.path}"
             )
+        name = ema if isinstance(ema, str) else "ema" if ema else "weights"
+        if isinstance(ema, str) and ema not in (known := self.averages()):
+            raise ArgumentError(f"{checkpoint} holds no average {ema!r}; {did_you_mean(ema, known)}")
         with torch.random.fork_rng(devices=[]):  # the fresh weights are thrown away; leave the caller's generator alone
             denoiser = self.recipe.denoiser()
-        load_weights(denoiser.network, checkpoint / ("ema.safetensors" if ema else "weights.safetensors"))
+        load_weights(denoiser.network, checkpoint / f"{name}.safetensors")
         return denoiser.to(device).eval()
 
     def sample(
@@ -180,9 +199,20 @@ def try_recipe(recipe: Recipe) -> None:
     sample(seen, (1,), solver=recipe.solver, grid=recipe.grid, steps=steps, seeds=[0], dtype=torch.float32)
     image = torch.zeros(1, recipe.network.channels, recipe.network.size, recipe.network.size)
     recipe.codec.encode(recipe.codec.decode(image))
-    recipe.training.ema.beta(1)
+    for average in recipe.training.kept().values():
+        average.beta(1, recipe.training.batch)
     if not callable(recipe.network.build) or recipe.network.size * recipe.network.channels < 1:
         raise ArgumentError(f"{recipe.network} is no network; use nearzero.UNet")
+
+
+def _is_data(data: Any) -> bool:
+    """Whether what a run says of its images has the types that `Images.describe` and `train` write."""
+    kinds = {"name": str, "count": int, "channels": int, "size": int, "classes": list, "fingerprint": str}
+    if not isinstance(data, dict) or not isinstance(source := data.get("source") or {}, dict):
+        return False
+    types = {"data": str, "size": int, "channels": int, "preset": str, "bad_images": str}
+    told = all(isinstance(data.get(key, kind()), kind) for key, kind in kinds.items())
+    return told and all(isinstance(source[key], kind | None) for key, kind in types.items() if key in source)
 
 
 def is_run(path: Path) -> bool:
@@ -201,6 +231,8 @@ def is_ours(path: Path) -> bool:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises CheckpointError where it is missing or damaged."""
+    if not path.is_file():  # a pipe would wait for ever
+        raise CheckpointError(f"cannot read {path}: it is missing, or no file; restore the file or train again")
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -18,6 +19,9 @@ COMMANDS = {
     "evaluate": "Measure the likelihood of images, in bits per dimension.",
     "diagnose": "Measure a trained network near t = 0: Lipschitz constants, loss, stability.",
     "reproduce": "Compute a figure or a table of the papers anew, as a page, pictures and numbers.",
+    "inspect": "Say what a run is: recipe, data, checkpoints, averages, origin.",
+    "verify": "Compare every checkpoint of a run with its manifest.",
+    "status": "Say how far a run is, and who trains it.",
     "doctor": "Examine a recipe's noise schedule at both ends.",
     "recipes": "List recipes, show one, or show where two differ.",
 }
@@ -62,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    from nearzero.cli.common import say
+
+    with warnings.catch_warnings():  # what the library warns of is one line, without the line of code
+        warnings.showwarning = lambda message, *_, **__: say(f"nearzero: warning: {message}")
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = group.main(args=arguments or ["--help"], prog_name="nearzero", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -80,7 +92,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    from nearzero.cli.common import printable
+
+    line = printable(" ".join(message.split()))
+    line = line if len(line) <= 2000 else f"{line[:1000]} ... {line[-900:]}"
     print(f"nearzero: {line}" if code == 75 else f"nearzero: error: {line}", file=sys.stderr)
     return code
 

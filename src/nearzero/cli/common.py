@@ -17,8 +17,19 @@ import nearzero
 from nearzero.errors import ArgumentError, CheckpointError, DataError
 
 if TYPE_CHECKING:
+    from nearzero.data.folder import Bad
     from nearzero.data.images import Images
     from nearzero.run import Run
+
+
+def printable(text: str) -> str:
+    r"""Text that cannot speak to a terminal: all but printable characters and line breaks is escaped.
+
+    >>> print(printable(chr(27) + "[31mred"))
+    \x1b[31mred
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout; everything else goes to stderr."
@@ -36,13 +47,14 @@ Advance = Callable[[int, str], None]
 
 def say(message: str = "") -> None:
     """A line for people, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def emit(document: dict[str, Any], text: str, as_json: bool) -> None:
     """The result, on stdout: one JSON document, or a line."""
     print(
-        json.dumps({"schema_version": 1, "nearzero": nearzero.__version__, **document}) if as_json else text, flush=True
+        json.dumps({"schema_version": 1, "nearzero": nearzero.__version__, **document}) if as_json else printable(text),
+        flush=True,
     )
 
 
@@ -166,16 +178,39 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:,.1f} days"
 
 
-def load_images(data: Path | None, size: int | None, channels: int | None) -> Images:
-    """The folder's images, with progress, or the embedded ones."""
-    from nearzero.data import embedded, read_folder
+def is_named(data: str | Path) -> bool:
+    """Whether --data names a public data set, and no folder or file of that name is there."""
+    from nearzero.data.named import SPLITS
+
+    return str(data) in SPLITS and not Path(data).exists()
+
+
+def load_images(
+    data: str | Path | None,
+    size: int | None,
+    channels: int | None,
+    bad: Bad = "error",
+    on_bad: Callable[[str, str], object] = lambda path, what: None,
+) -> Images:
+    """The images of a folder, archive or array, with progress, a named data set, or the embedded ones.
+
+    What is done with each bad image is said, and told to `on_bad`.
+    """
+    from nearzero.data import embedded, read_images
+    from nearzero.data.named import named
+
+    def tell(path: Any, what: str) -> None:
+        say(f"nearzero: warning: {path} {what}")
+        on_bad(str(path), what)
 
     if data is None:
         if channels not in (None, 1):
             raise ArgumentError(f"--channels {channels}: the embedded images are grey; give a folder with --data")
         return embedded(size)
+    if is_named(data):
+        return named(str(data)).fitted(size, channels)
     with reporting("reading images", "images") as show:
-        return read_folder(data, size=size, channels=channels, progress=show)
+        return read_images(data, size=size, channels=channels, bad=bad, on_bad=tell, progress=show)
 
 
 def run_images(run: Run, data: Path | None) -> Images:
@@ -190,9 +225,9 @@ def run_images(run: Run, data: Path | None) -> Images:
             f"{run.path / 'run.json'} names {source['data']!r} as its images; name a folder with --data DIR"
         )
     folder = None if source["data"] is None else Path(source["data"])
-    if folder is not None and not folder.exists():
+    if folder is not None and not folder.exists() and not is_named(folder):
         raise DataError(f"{run.path} was trained on {folder}, which is gone; name a folder with --data DIR")
-    images = load_images(folder, network.size, network.channels)
+    images = load_images(folder, network.size, network.channels, source.get("bad_images") or "error")
     if images.fingerprint() != run.data.get("fingerprint"):
         say(f"note: {images.name} has changed since {run.path} was trained on it")
     return images

@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 )
 @click.option("--images", "count", type=click.IntRange(min=1), metavar="N", help="How many.  [default: all]")
 @click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help="Dithers each.")
-@click.option("--rtol", type=float, default=1e-5, show_default=True, metavar="R", help="Of the ODE, relative.")
-@click.option("--atol", type=float, default=1e-5, show_default=True, metavar="A", help="Of the ODE, absolute.")
-@click.option("--probes", type=click.IntRange(min=1), default=1, show_default=True, metavar="P", help="Hutchinson's.")
-@click.option("--exact", is_flag=True, help="The exact divergence: one backward pass for each number of an image.")
-@click.option("--between-timesteps", is_flag=True, help="Let a network that was told whole timesteps interpolate.")
-@click.option("--draws", type=click.IntRange(min=1), default=1000, show_default=True, metavar="N", help="Of a bound.")
+@click.option("--rtol", type=float, metavar="R", help="Of the ODE, relative.  [default: 1e-5]")
+@click.option("--atol", type=float, metavar="A", help="Of the ODE, absolute.  [default: 1e-5]")
+@click.option("--probes", type=click.IntRange(min=1), metavar="P", help="Hutchinson's.  [default: 1]")
+@click.option(
+    "--exact", is_flag=True, default=None, help="The exact divergence: one backward pass for each number of an image."
+)
+@click.option(
+    "--between-timesteps", is_flag=True, default=None, help="Let a network that was told whole timesteps interpolate."
+)
+@click.option("--draws", type=click.IntRange(min=1), metavar="N", help="Of a bound.  [default: 1000]")
 @click.option("--t-min", type=float, metavar="T", help="Start at T instead of 0.  [truncated-bound: 1e-5]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, metavar="K", help="Of draws.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="B", help="Images at once.")
@@ -126,17 +130,18 @@ def _check_targets(file: Path, html: Path | None) -> None:
 
 
 def _method(name: str, options: dict[str, Any]) -> Method:
+    """The method with the options that it has. Raises ArgumentError for one of another method."""
+    from dataclasses import fields
+
     from nearzero.nll import ByBound, ByOde, ByTruncatedBound
 
-    t_min, draws = options["t_min"], options["draws"]
-    if name == "bound":
-        if t_min is not None:
-            raise ArgumentError(f"--t-min {t_min:g}: this bound truncates no time; use --method truncated-bound")
-        return ByBound(draws)
-    if name == "truncated-bound":
-        return ByTruncatedBound(1e-5 if t_min is None else t_min, draws)
-    names = ("rtol", "atol", "probes", "exact", "between_timesteps")
-    return ByOde(t_min=t_min or 0.0, **{name: options[name] for name in names})
+    kinds = {"ode": ByOde, "bound": ByBound, "truncated-bound": ByTruncatedBound}
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given.keys() - {field.name for field in fields(kinds[name])}:
+        option = "--" + key.replace("_", "-")
+        others = " or ".join(label for label, kind in kinds.items() if key in kind.__dataclass_fields__)
+        raise ArgumentError(f"{option} is no option of --method {name}; use --method {others}, or leave it out")
+    return kinds[name](**given)
 
 
 def _text(found: dict[str, Any], method: str, file: Path) -> str:
@@ -149,6 +154,10 @@ def _text(found: dict[str, Any], method: str, file: Path) -> str:
     lines += [
         f"  {name:15}{means[name]['mean']:10.4f}" for name in ("prior", "diffusion", "reconstruction") if name in means
     ]
+    if "bits_foreground" in means:
+        shown = f"{means['bits_foreground']['mean']:.4f}"
+        share = f"{means['foreground']['mean']:.0%} of all"
+        lines.append(f"  {shown} on each pixel that is not 0 ({share}), if those that are cost nothing")
     lines += [
         f"  {found['images_done']:,} images of {settings['data']['name']}, dithered {settings['repeats']}-fold, "
         f"{means['evaluations']['mean']:,.0f} evaluations, step {settings['step']:,} of {settings['recipe']}",

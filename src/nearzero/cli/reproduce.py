@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from nearzero.cli.common import emit, json_option
+from nearzero.cli.common import device_option, emit, json_option, load_images, pick_device, reporting
 from nearzero.errors import ArgumentError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 
 class Experiment(NamedTuple):
-    """A line for the list; `home` and `name` are the module and the function, in experiments/ and in report/ alike."""
+    """A line for the list; `home` and `name` are the module and the function, in experiments/ and in report/ alike.
+
+    One that trains takes a budget, images and a device, and keeps its runs in --out.
+    """
 
     line: str
     home: str
     name: str
+    trains: bool = False
 
     def of(self, package: str) -> Any:
         """The function of one package, loaded when it is called."""
@@ -43,6 +47,12 @@ EXPERIMENTS = {
     "solvers": Experiment("Error over network evaluations, every solver; minutes.", "solvers", "solvers"),
     "edm-steps": Experiment("The error of one Heun step over sigma and rho (EDM, Appendix D).", "solvers", "edm_steps"),
     "edm-churn": Experiment("Churn on exact and trained denoisers (EDM, Section 4); minutes.", "solvers", "edm_churn"),
+    "full-table1": Experiment(
+        "Likelihood and samples with and without truncated time (FullDiffusion).", "full", "full_table1", trains=True
+    ),
+    "full-figure1": Experiment(
+        "What strata and solvers of FullDiffusion do (its Fig. 1).", "full", "full_figure1", trains=True
+    ),
 }
 
 
@@ -54,22 +64,31 @@ EXPERIMENTS = {
     metavar="DIR",
     help="Folder of the page, the pictures and the numbers.  [default: nearzero-NAME]",
 )
+@click.option(
+    "--budget", type=click.Choice(["smoke", "small", "gpu"]), help="Of experiments that train.  [default: smoke]"
+)
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Images to train on, and --test's.")
+@click.option("--test", type=click.Path(path_type=Path), metavar="DIR", help="Images to measure on.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="K", help="Of training and draws.  [default: 0]")
+@device_option
 @json_option
-def command(name: str | None, out: Path | None, as_json: bool) -> None:
+def command(name: str | None, out: Path | None, device: str, as_json: bool, **asked: Any) -> None:
     """Compute a figure or a table of the papers anew; without NAME, list what there is.
 
     \b
     nearzero reproduce
     nearzero reproduce exponents --out exponents
+    nearzero reproduce full-table1 --budget small --data fashion-mnist --test fashion-mnist/test --out table1
 
-    Writes DIR/index.html, a page; PNG files; DIR/NAME.csv and DIR/NAME.json, the numbers. Most take
-    seconds; `solvers` and `edm-churn` take minutes.
+    Writes DIR/index.html, a page; PNG files; DIR/NAME.csv and DIR/NAME.json, the numbers. Most take seconds; `solvers`
+    and `edm-churn` take minutes, and those that train as long as their budget says: a call that was cut short goes on.
     """
     from nearzero.report.page import Page, Section
 
     if name is None:
-        if out is not None:
-            raise ArgumentError(f"--out {out}: name what to reproduce; nearzero reproduce lists the names")
+        for option, value in {"out": out, **asked}.items():
+            if value is not None:
+                raise ArgumentError(f"--{option} {value}: name what to reproduce; nearzero reproduce lists the names")
         lines = {key: one.line for key, one in EXPERIMENTS.items()}
         width = max(map(len, lines))
         text = "\n".join(f"{key.ljust(width)}  {line}" for key, line in lines.items())
@@ -78,9 +97,15 @@ def command(name: str | None, out: Path | None, as_json: bool) -> None:
     if name not in EXPERIMENTS:
         raise ArgumentError(f"unknown experiment {name!r}; {did_you_mean(name, EXPERIMENTS)}")
     out = Path(f"nearzero-{name}") if out is None else out
-    check_folder(out)
-    origin = f"nearzero reproduce {name} --out {shlex.quote(str(out))}"
-    found = EXPERIMENTS[name].of("experiments")()
+    experiment = EXPERIMENTS[name]
+    check_folder(out, experiment.trains)
+    given = {option: str(value) for option, value in asked.items() if value is not None}
+    if given and not experiment.trains:
+        raise ArgumentError(f"--{next(iter(given))} is of experiments that train; {name} takes --out alone")
+    options = "".join(f" --{option} {shlex.quote(value)}" for option, value in given.items())
+    origin = f"nearzero reproduce {name}{options} --out {shlex.quote(str(out))}"
+    compute = experiment.of("experiments")
+    found = compute(_setting(out, device, **asked)) if experiment.trains else compute()
     pictures, tables = EXPERIMENTS[name].of("report")(found)
     section = Section("What came out", found.text, list(pictures.values()), tables)
     files = write_page(out, Page(found.title, (found.lead,), (section,), origin), pictures)
@@ -88,6 +113,14 @@ def command(name: str | None, out: Path | None, as_json: bool) -> None:
     page = str(out / "index.html")
     document = {"command": "reproduce", "name": name, "page": page, "files": files, "summary": found.summary}
     emit(document, f"{page}: open it in a browser; beside it {', '.join(files[1:])}", as_json)
+
+
+def _setting(out: Path, device: str, budget: str | None, data: Path | None, test: Path | None, seed: int | None) -> Any:
+    """What an experiment that trains is run on."""
+    from nearzero.experiments.full import setting
+
+    images, tested = (None if one is None else load_images(one, None, None) for one in (data, test))
+    return setting(budget or "smoke", out, reporting, images, tested, seed or 0, pick_device(device))
 
 
 def write_page(out: Path, page: Page, pictures: Mapping[str, Picture]) -> list[str]:
@@ -100,13 +133,14 @@ def write_page(out: Path, page: Page, pictures: Mapping[str, Picture]) -> list[s
     return ["index.html", *pictures]
 
 
-def check_folder(out: Path) -> None:
+def check_folder(out: Path, trains: bool = False) -> None:
     """Raises before anything is computed where the folder cannot be made, or holds what is not nearzero's."""
     from nearzero.files import check_writable
     from nearzero.report.page import Page
 
     check_writable(out)
-    if out.is_dir() and any(out.iterdir()) and not Page.is_one(out / "index.html"):
+    begun = trains and (out / "runs").is_dir()
+    if out.is_dir() and any(out.iterdir()) and not begun and not Page.is_one(out / "index.html"):
         raise ArgumentError(f"--out {out} holds files and no page of nearzero's; choose another --out")
 
 

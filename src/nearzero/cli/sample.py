@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +82,7 @@ def command(
     _check_out(out)
     loaded = Run.load(run).pinned()
     production = _production(loaded, asked)
-    with _warnings_as_lines(), reporting("sampling", "images") as show:
+    with reporting("sampling", "images") as show:
         made = produce(
             production,
             chosen,
@@ -101,14 +98,6 @@ def command(
     where = {"run": str(run), "step": loaded.step, "out": str(out), "seeds": chosen[shard[0] :: shard[1]]}
     document = {"command": "sample", **where, **production.settings(), **made._asdict(), "device": device}
     emit(document, _summary(out, production, made, shard), as_json)
-
-
-@contextlib.contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """What the library warns of is a line for people, without the line of code."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say(f"nearzero: warning: {message}")
-        yield
 
 
 def _summary(out: Path, production: Production, made: Produced, shard: tuple[int, int]) -> str:

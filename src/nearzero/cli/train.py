@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearzero.cli.common import device_option, duration, emit, json_option, load_images, pick_device, progress, say
+from nearzero.cli.common import (
+    device_option,
+    duration,
+    emit,
+    is_named,
+    json_option,
+    load_images,
+    pick_device,
+    progress,
+    say,
+)
 from nearzero.errors import ArgumentError
 
 if TYPE_CHECKING:
     from nearzero.data.images import Images
     from nearzero.recipes import Recipe
     from nearzero.run import Run
+    from nearzero.training.engine import Engine
     from nearzero.training.preflight import Cost
+    from nearzero.training.step import Progress
 
 DATA_HELP = (
-    "Folder of PNG, JPEG or WebP images; subfolders are classes.  [default: 2,000 embedded Fashion-MNIST images]"
+    "Folder or .zip of PNG, JPEG or WebP images, subfolders being classes; .npz or .npy array; or fashion-mnist.  "
+    "[default: 2,000 embedded Fashion-MNIST images]"
 )
+ACCUMULATE_HELP = "Compute a batch in A parts, one after the other: less memory, the same training.  [default: 1]"
+CAST_HELP = "Of the network's own arithmetic."
+KEEP_HELP = "How many checkpoints stay: the newest K."
+LOG_HELP = "Copy stats.jsonl to tensorboard, wandb or trackio too; may be repeated. None of them can stop a run."
+BAD_HELP = "What to do with one bad image, or at most 0.1 %.  [default: error]"
+SPACE_HELP = "Start even where the disk seems too small."
+CHANGE_HELP = "Resume on other images than the run was trained on."
 PRESET_HELP = "small: a network for CPUs; paper: the paper's table.  [default: paper on a GPU, small elsewhere]"
 
 
@@ -40,6 +62,19 @@ PRESET_HELP = "small: a network for CPUs; paper: the paper's table.  [default: p
     help="Seed of weights, order, times and noise.  [default: 0]",
 )
 @click.option("--preset", type=click.Choice(["small", "paper"]), help=PRESET_HELP)
+@click.option("--accumulate", type=click.IntRange(min=1), default=1, metavar="A", help=ACCUMULATE_HELP)
+@click.option("--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True, help=CAST_HELP)
+@click.option("--checkpointing", is_flag=True, help="Compute features again instead of keeping them: less memory.")
+@click.option("--compile", is_flag=True, help="Give the network to torch.compile.")
+@click.option("--fsdp", is_flag=True, help="Split weights among processes instead of copying them.")
+@click.option(
+    "--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Steps."
+)
+@click.option("--keep", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help=KEEP_HELP)
+@click.option("--log", multiple=True, metavar="NAME", help=LOG_HELP)
+@click.option("--bad-images", type=click.Choice(["error", "skip", "replace"]), help=BAD_HELP)
+@click.option("--allow-data-change", "other_data", is_flag=True, help=CHANGE_HELP)
+@click.option("--no-space-check", "check_space", is_flag=True, default=True, flag_value=False, help=SPACE_HELP)
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in RUN; what is not given is as it was.")
 @click.option("--overwrite", is_flag=True, help="Delete the run in RUN first.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and stop.")
@@ -56,6 +91,11 @@ def command(
     dry_run: bool,
     device: str,
     as_json: bool,
+    checkpoint_every: int,
+    keep: int,
+    log: tuple[str, ...],
+    other_data: bool,
+    check_space: bool,
     **asked: Any,
 ) -> None:
     """Train RECIPE (ddpm, etsdm) on a folder of images.
@@ -63,52 +103,98 @@ def command(
     \b
     nearzero train etsdm --data my_images --size 32 --out runs/mine
     nearzero train --resume --out runs/mine --steps 20000
+    torchrun --nproc_per_node=2 -m nearzero train etsdm --out runs/mine
 
     Ctrl-C saves first (exit code 75); --resume goes on as if nothing had happened.
     """
     from nearzero.run import Run
+    from nearzero.training.checkpoint import Keep
     from nearzero.training.loop import train
-    from nearzero.training.preflight import measure
     from nearzero.training.start import check_folder
 
-    _check_recipe(recipe, resume)
-    check_folder(out, resume=resume, overwrite=overwrite)
     device = pick_device(device)
-    former = Run.load(out) if resume else None
-    source = _source(asked, former, device)
-    _check_apart(source["data"], out)
-    images = load_images(source["data"], source["size"], source["channels"])
-    fitted = _fit(recipe, former, images, source["preset"], steps, batch)
+    engine = _engine(asked, device)
+    with engine.together():
+        _check_recipe(recipe, resume, log)
+    engine.first(lambda: check_folder(out, resume=resume, overwrite=overwrite))
+    with engine.together():
+        former = Run.load(out) if resume else None
+        source = _source(asked, former, device)
+        _check_apart(source["data"], out)
+        notices: list[dict[str, Any]] = []
+        images = _images(source, notices)
+        fitted = _fit(recipe, former, images, source["preset"], steps, batch)
+        engine.rows(fitted.training.batch)
     seed = seed if seed is not None else former.seed if former else 0
     done = former.step if former else 0
-    cost = measure(fitted, out, device, done)
-    document = _document(fitted, images, cost, seed, out, device)
-    _announce(document, source["preset"])
+    cost = engine.first(lambda: _cost(fitted, out, engine, done, keep, check_space))
+    document = _document(fitted, images, cost, seed, out, engine)
+    if engine.main:
+        _announce(document, source["preset"])
     if dry_run:
-        emit({**document, "dry_run": True}, f"dry run: nothing written to {out}", as_json)
-        return
-    size, left = fitted.training.batch, fitted.training.steps - done
-    with progress(f"training {fitted.name}", left * size, "images") as advance:
-        run = train(
-            fitted,
-            images,
-            out,
-            seed=seed,
-            resume=resume,
-            overwrite=overwrite,
-            device=device,
-            source=source,
-            progress=lambda now: advance(size, f"step {now.step:,}"),
-        )
-    then = f"look at {out / 'previews'}, then: nearzero sample {out} -n 64 --out samples"
-    text = f"{out}: {run.step:,} steps of {fitted.name}; {then}"
-    emit({**document, "step": run.step}, text, as_json)
+        said, text = {"dry_run": True}, f"dry run: nothing written to {out}"
+    else:
+        with _bar(engine, fitted, done) as show:
+            how = {"seed": seed, "resume": resume, "overwrite": overwrite, "engine": engine, "keep": Keep(keep)}
+            every = {"checkpoint_every": checkpoint_every, "source": source, "progress": show, "log": log}
+            run = train(fitted, images, out, **how, **every, other_data=other_data, notices=notices)
+        then = f"look at {out / 'previews'}, then: nearzero sample {out} -n 64 --out samples"
+        said, text = {"step": run.step}, f"{out}: {run.step:,} steps of {fitted.name}; {then}"
+    if engine.main:
+        emit({**document, **said}, text, as_json)
+    engine.close()
 
 
-def _check_recipe(recipe: str | None, resume: bool) -> None:
-    """Raises ArgumentError for an unknown recipe, or none, before images are read."""
+def _engine(asked: dict[str, Any], device: str) -> Engine:
+    """The options that say how training computes, taken out of `asked`."""
+    from nearzero.training.engine import Engine
+
+    strategy = "fsdp" if asked.pop("fsdp") else "ddp"
+    given = {name: asked.pop(name) for name in ("precision", "checkpointing", "compile")}
+    return Engine(device, accumulation=asked.pop("accumulate"), strategy=strategy, **given)
+
+
+def _images(source: dict[str, Any], notices: list[dict[str, Any]]) -> Images:
+    """The run's images; what is done with bad ones is noted."""
+
+    def note(path: str, what: str) -> None:
+        notices.append({"kind": "bad_image", "path": path, "done": what})
+
+    return load_images(source["data"], source["size"], source["channels"], source["bad_images"], note)
+
+
+def _cost(recipe: Recipe, out: Path, engine: Engine, done: int, keep: int, check_space: bool) -> Cost:
+    """What the run costs, of which each process computes its share."""
+    from nearzero.training.preflight import measure
+
+    batch, parts = recipe.training.batch, engine.processes * engine.accumulation
+    size = min(batch, batch // parts + batch // parts % 2)  # even, as Antithetic takes pairs
+    part = replace(recipe, training=replace(recipe.training, batch=size))
+    cost = measure(part, out, engine.device, done, kept=keep, check_space=check_space)
+    speed = cost.images_per_second * engine.processes
+    seconds = (recipe.training.steps - done) * batch / speed
+    return cost._replace(images_per_second=speed, seconds=seconds)
+
+
+@contextlib.contextmanager
+def _bar(engine: Engine, recipe: Recipe, done: int) -> Iterator[Callable[[Progress], None]]:
+    """Shows progress, in the main process."""
+    size, left = recipe.training.batch, recipe.training.steps - done
+    with progress(f"training {recipe.name}", left * size, "images") if engine.main else _silence() as advance:
+        yield lambda now: advance(size, f"step {now.step:,}")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[Callable[[int, str], None]]:
+    yield lambda count, note: None
+
+
+def _check_recipe(recipe: str | None, resume: bool, log: tuple[str, ...]) -> None:
+    """Raises ArgumentError for an unknown recipe, none, or an unknown log, before images are read."""
     from nearzero.recipes import named
+    from nearzero.training.sinks import check_sinks
 
+    check_sinks(log)
     if recipe is not None:
         named(recipe)
     elif not resume:
@@ -117,7 +203,7 @@ def _check_recipe(recipe: str | None, resume: bool) -> None:
 
 def _check_apart(data: str | None, out: Path) -> None:
     """Raises ArgumentError where the run would lie among its own images, or they in it."""
-    if data is not None:
+    if data is not None and not is_named(data):
         a, b = Path(data).resolve(), out.resolve()
         if a == b or a in b.parents or b in a.parents:
             raise ArgumentError(f"--out {out} and --data {data} lie in each other; choose another --out")
@@ -127,9 +213,14 @@ def _source(asked: dict[str, Any], former: Run | None, device: str) -> dict[str,
     """Where the images come from and what was done to them, as the run records it."""
     given = {name: value for name, value in asked.items() if value is not None}
     if "data" in given:
-        given["data"] = str(given["data"].absolute())
-    default = {"data": None, "size": None, "channels": None, "preset": "small" if device == "cpu" else "paper"}
-    return {**default, **(former.data.get("source") or {} if former else {}), **given}
+        given["data"] = str(given["data"] if is_named(given["data"]) else given["data"].absolute())
+    default = {"data": None, "size": None, "channels": None, "bad_images": "error"}
+    return {
+        **default,
+        "preset": "small" if device == "cpu" else "paper",
+        **(former.data.get("source") or {} if former else {}),
+        **given,
+    }
 
 
 def _fit(
@@ -153,7 +244,9 @@ def _fit(
     return replace(fitted, training=training)
 
 
-def _document(recipe: Recipe, images: Images, cost: Cost, seed: int, out: Path, device: str) -> dict[str, Any]:
+def _document(
+    recipe: Recipe, images: Images, cost: Cost | None, seed: int, out: Path, engine: Engine
+) -> dict[str, Any]:
     from nearzero.registry import encode
 
     return {
@@ -162,8 +255,11 @@ def _document(recipe: Recipe, images: Images, cost: Cost, seed: int, out: Path, 
         "recipe": encode(recipe),
         "data": images.describe(),
         "seed": seed,
-        "device": device,
-        "cost": cost._asdict(),
+        "device": engine.device.type,
+        "processes": engine.processes,
+        "accumulation": engine.accumulation,
+        "precision": engine.precision,
+        "cost": cost and cost._asdict(),
     }
 
 
@@ -175,7 +271,16 @@ def _announce(document: dict[str, Any], preset: str) -> None:
     classes = f", {len(data['classes'])} classes" if data["classes"] else ""
     say(f"recipe    {recipe['name']}, {preset} preset, {cost['parameters']:,} parameters")
     say(f"data      {data['name']}: {data['count']:,} images, {data['size']} x {data['size']} {colour}{classes}")
-    where = f"on {document['device']}, seed {document['seed']}"
-    say(f"training  {training['steps']:,} steps of {training['batch']} images {where}")
+    where = f"{_split(document)}, seed {document['seed']}"
+    say(f"training  {training['steps']:,} steps of {training['batch']} images{where}")
     say(f"time      about {duration(cost['seconds'])}, at {cost['images_per_second']:,.0f} images/s just measured")
     say(f"disk      {cost['disk'] / 1e6:,.0f} MB of {cost['free'] / 1e9:,.0f} GB free, in {document['run']}")
+
+
+def _split(document: dict[str, Any]) -> str:
+    """How the total batch is cut, and where it is computed."""
+    batch, processes, parts = (document["recipe"]["training"]["batch"], document["processes"], document["accumulation"])
+    each = batch // (processes * parts)
+    cut = f" ({processes} processes x {parts} parts of {each})" if processes * parts > 1 else ""
+    cast = "" if document["precision"] == "no" else f" in {document['precision']}"
+    return f"{cut} on {document['device']}{cast}"

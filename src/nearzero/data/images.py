@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -65,6 +65,19 @@ class Images:
         """Width and height in pixels."""
         return self.pixels.shape[2]
 
+    def fitted(self, size: int | None = None, channels: int | None = None) -> Images:
+        """The same images brought to `size` pixels, or to `channels` (1 or 3), where these are given."""
+        if channels not in (None, 1, 3):
+            raise ArgumentError(f"--channels must be 1 (grey) or 3 (colour), got {channels}")
+        if size in (None, self.size) and channels in (None, self.channels):
+            return self
+        arrays = []
+        for pixels in self.pixels:
+            array = pixels[0].numpy() if self.channels == 1 else pixels.permute(1, 2, 0).numpy()
+            image = _as_image(array, channels)
+            arrays.append(np.asarray(image if size is None else resize(image, size)))
+        return replace(self, pixels=as_tensor(arrays))
+
     def fingerprint(self) -> str:
         """A hash of every pixel and label: equal for equal training data."""
         labels = b"" if self.labels is None else self.labels.numpy().tobytes()
@@ -94,9 +107,12 @@ def embedded(size: int | None = None) -> Images:
         sheet = np.asarray(picture)
     tiles = sheet.reshape(40, 28, 50, 28).swapaxes(1, 2).reshape(2000, 28, 28)  # 40 lines of 50, 4 lines a class
     labels = torch.arange(10).repeat_interleave(200)
-    if size is not None:
-        tiles = np.stack([np.asarray(resize(Image.fromarray(tile), size)) for tile in tiles])
-    return Images(torch.from_numpy(tiles.copy())[:, None], labels, FASHION_MNIST, "fashion-mnist-2000")
+    return Images(torch.from_numpy(tiles.copy())[:, None], labels, FASHION_MNIST, "fashion-mnist-2000").fitted(size)
+
+
+def _as_image(array: np.ndarray, channels: int | None) -> Image.Image:
+    image = Image.fromarray(array)
+    return image if channels is None else image.convert("L" if channels == 1 else "RGB")
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:

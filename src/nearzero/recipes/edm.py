@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from nearzero.codec import Pixels
 from nearzero.conditioning import LogSigma, Shared
+from nearzero.ema import EMA, HalfLife
 from nearzero.grid import KarrasGrid, LogSNRGrid, UniformGrid
 from nearzero.networks.unet import UNet
 from nearzero.parameterization import Karras
 from nearzero.process import KarrasVE, LinearVP, SongVE
-from nearzero.recipe import EMA, Recipe, Training
+from nearzero.recipe import Recipe, Training
 from nearzero.recipes.etsdm import ddpm_cosine
 from nearzero.recipes.full import ddpmpp
 from nearzero.rescaled import Through
@@ -19,8 +20,8 @@ from nearzero.solvers.ode import Euler, Heun
 from nearzero.times import ImportanceTimes, LogNormalSigma, Matched, UniformTimes
 from nearzero.weighting import LikelihoodWeight, Simple
 
-HALF_MILLION = EMA(decay=0.5 ** (512 / 500_000))
-"""A half-life of half a million images in batches of 512."""
+HALF_MILLION = HalfLife(images=500_000, ramp=0.05)
+"""A half-life of half a million images, or of a twentieth of those seen while that is less."""
 
 
 def vp() -> Recipe:
@@ -142,8 +143,8 @@ def edm() -> Recipe:
 
     Paper: FID 1.97 on CIFAR-10, unconditional, with config F's augmentation, which is to come as is DDPM++: ADM's U-Net
     of its widths stands in. Training noise above sigma = 80 (1.6e-6 of it) is cut off. Training: config F on CIFAR-10,
-    200 million images in batches of 512, rate 1e-3 after ten million, average over half a million images, whose
-    ramp-up is to come. Measured here: not yet.
+    200 million images in batches of 512, rate 1e-3 after ten million, average of half-life half a million, with
+    EDM's ramp-up. Measured here: not yet.
     """
     return Recipe(
         name="edm",

@@ -36,6 +36,9 @@ def page(document: Mapping[str, Any], command: str) -> Page:
     lead = f"{number} on {document['images_done']:,} images of {data['name']}: {kind}.{undithered}"
     rows = [("bits per dimension", value(means["bits"]))]
     rows += [(f"of these, {name}", value(means[name])) for name in TERMS if name in means]
+    if "bits_foreground" in means:
+        share = f"{value(means['bits_foreground'])}: {means['foreground']['mean']:.1%} of all pixels"
+        rows.append(("bits per dimension of pixels that are not 0, the others free", share))
     rows += [
         ("method", ", ".join(f"{name} {given}" for name, given in method.items())),
         ("evaluations of a batch", f"{means['evaluations']['mean']:,.0f}"),

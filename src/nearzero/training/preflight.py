@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 
 from nearzero.errors import DiskError
-from nearzero.files import existing
+from nearzero.files import check_writable, existing
 from nearzero.recipe import Recipe
+from nearzero.training.memory import memory_advice
 from nearzero.training.state import TrainingState, count
 
 
@@ -25,22 +26,44 @@ class Cost(NamedTuple):
     free: int
 
 
-def measure(recipe: Recipe, out: Path, device: torch.device | str = "cpu", done: int = 0) -> Cost:
+def measure(
+    recipe: Recipe,
+    out: Path,
+    device: torch.device | str = "cpu",
+    done: int = 0,
+    *,
+    kept: int = 1,
+    check_space: bool = True,
+) -> Cost:
     """Trains a throw-away network on noise for a moment; `done` steps of the run need not be trained again.
 
-    Raises DiskError where `out` has too little space.
+    The disk must hold `kept` checkpoints and the one that is being written. Raises DiskError where `out` cannot be
+    written, before a network is made, or has too little space, unless `check_space` is off; OutOfMemoryError where the
+    batch does not fit.
     """
+    check_writable(out)
     state = TrainingState(recipe, 0, torch.device(device))
-    parameters = count(state.weights.values())
-    disk = 2 * 16 * parameters + 2**20  # weights, average, two moments in float32; twice while one replaces the other
+    disk = (kept + 1) * checkpoint_bytes(state) + 2**20  # 1 MiB for logs and previews
     free = shutil.disk_usage(existing(out)).free
-    if free < disk:
+    if check_space and free < disk:
         raise DiskError(
-            f"{out} has {free / 1e6:,.0f} MB free and this run needs {disk / 1e6:,.0f} MB; "
-            "free some space or choose another --out"
+            f"{out} has {free / 1e6:,.1f} MB free and this run needs {disk / 1e6:,.1f} MB for {kept + 1} checkpoints; "
+            "free some space, choose another --out, or start all the same with --no-space-check"
         )
-    speed = _speed(state, recipe)
-    return Cost(parameters, speed, (recipe.training.steps - done) * recipe.training.batch / speed, disk, free)
+    with memory_advice(recipe.training.batch):
+        speed = _speed(state, recipe)
+    left = (recipe.training.steps - done) * recipe.training.batch
+    return Cost(count(state.weights.values()), speed, left / speed, disk, free)
+
+
+def checkpoint_bytes(state: TrainingState) -> int:
+    """The bytes of one checkpoint: weights, every average, what the objective learns, and Adam's two moments.
+
+    Headers and JSON are left out. The moments count before Adam has made them.
+    """
+    files = {name: tensors for name, tensors in state.tensors().items() if name != "optimizer"}
+    moments = sum(2 * weight.nbytes + 4 for weight in state.trained.values())
+    return moments + sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
 
 
 def _speed(state: TrainingState, recipe: Recipe) -> float:

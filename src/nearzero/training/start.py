@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,16 @@ def open_run(
     *,
     resume: bool,
     source: dict[str, Any] | None = None,
+    other_data: bool = False,
 ) -> Run:
     """The run folder to train in: the one to resume, or a new one in place of what a former run wrote there."""
     if resume:
-        return _reopen(Run.load(out), recipe, images, seed)
+        return _reopen(Run.load(out), recipe, images, seed, other_data)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("run.json", "stats.jsonl"):
+        for name in ("run.json", "stats.jsonl", "events.jsonl"):
             (out / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "previews"):
+        for name in ("checkpoints", "previews", "nan_report", "tensorboard", "wandb"):
             if (out / name).exists():
                 shutil.rmtree(out / name)
     return Run.create(out, recipe, {**images.describe(), "source": source or {}}, seed)
@@ -60,7 +62,7 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
     if resume:
         return
     check_writable(out)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(path.name == "lock" for path in out.iterdir())):
         return
     if not is_run(out):
         raise ArgumentError(f"{out} exists and is no run folder; choose another --out")
@@ -70,26 +72,43 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise ArgumentError(f"{out} holds a run; use --resume to go on with it or --overwrite to delete it")
 
 
-def _reopen(run: Run, recipe: Recipe, images: Images, seed: int) -> Run:
-    if images.fingerprint() != run.data.get("fingerprint"):
+SAFE = {"solver", "grid", "steps", "through"}
+"""Fields of a recipe that say how to sample: a resumed run may change them, and of its training LENGTH."""
+
+LENGTH = {"steps", "learning_rate", "warmup", "clip"}
+
+
+def unsafe(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """What differs between a run's recipe and the one to go on with, and would make another run of it."""
+    found = {name: pair for name, pair in differences(old, new).items() if name not in SAFE}
+    if "training" in found:
+        a, b = found.pop("training")
+        pairs = {
+            f"training.{f.name}": (getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if f.name not in LENGTH
+        }
+        found |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return found if old.name == new.name else {"recipe": (old.name, new.name), **found}
+
+
+def _reopen(run: Run, recipe: Recipe, images: Images, seed: int, other_data: bool) -> Run:
+    described = images.describe()
+    if described["fingerprint"] != run.data.get("fingerprint") and not other_data:
         raise DataError(
             f"cannot resume {run.path}: these are not the {run.data.get('count')} images that it was trained on; "
-            "give the same --data and --size"
+            "give the same --data and --size, or --allow-data-change"
         )
-    changed = differences(run.with_steps(recipe.training.steps).recipe, recipe)
-    if changed or run.recipe.name != recipe.name:
-        name, (old, new) = next(iter(changed.items()), ("recipe", (run.recipe.name, recipe.name)))
-        raise ArgumentError(
-            f"cannot resume {run.path} with another {name}: it was trained with {_brief(old)}, asked is {_brief(new)}; "
-            "use --overwrite or another --out"
-        )
+    changed = unsafe(run.recipe, recipe)
+    if changed:
+        told = "; ".join(f"{name}: {_brief(old)} became {_brief(new)}" for name, (old, new) in changed.items())
+        first = next(iter(changed))
+        raise ArgumentError(f"cannot resume {run.path} with another {first} ({told}); use --overwrite or another --out")
     if seed != run.seed:
         raise ArgumentError(f"cannot resume {run.path} with seed {seed}: it was trained with seed {run.seed}")
     if recipe.training.steps < run.step:
         raise ArgumentError(
             f"{run.path} has been trained for {run.step} steps, more than {recipe.training.steps}; ask for more --steps"
         )
-    run = run.with_steps(recipe.training.steps)
+    run = replace(run, recipe=recipe, data={**run.data, **described})
     run.write()
     return run
 
