@@ -24,6 +24,7 @@ from nearzero.cli import COMMANDS, run
 from nearzero.cli.common import duration, parse_seeds, progress
 from nearzero.errors import ArgumentError
 from nearzero.files import contact_sheet, to_bytes
+from nearzero.objective import Evaluation
 from nearzero.recipes import Recipe, table
 
 SOURCE = Path(nz.__file__).parents[1]
@@ -546,13 +547,19 @@ def test_exit_codes_of_what_cannot_be_typed(world, tmp_path, monkeypatch, capsys
         def forward(self, *arguments):
             return self.loss(*arguments)
 
+        def times(self, u, process):
+            return u
+
+        def at(self, denoiser, x0, t, eps):
+            return Evaluation(self.loss(denoiser, x0, t, eps), x0, t, x0)
+
     def last_line():
         return capsys.readouterr().err.splitlines()[-1]
 
     nan = lambda denoiser, x0, u, eps: denoiser.output(x0, u)[0].flatten(1).mean(1) * torch.nan  # noqa: E731
     with monkeypatch.context() as patch:
         patch.setattr(Recipe, "objective", lambda self: Objective(nan))
-        assert run([*TRAIN.split(), "--steps", "2", "--batch", "2"]) == 5
+        assert run([*TRAIN.split(), "--steps", "60", "--batch", "2"]) == 5
         assert "lower the learning rate" in last_line()
     for error in (
         torch.OutOfMemoryError("CUDA out of memory"),
@@ -562,7 +569,7 @@ def test_exit_codes_of_what_cannot_be_typed(world, tmp_path, monkeypatch, capsys
         with monkeypatch.context() as patch:
             patch.setattr(Recipe, "objective", lambda self, error=error: failing(error))
             assert run([*TRAIN.split(), "--steps", "2", "--batch", "2", "--overwrite"]) == 6
-            assert last_line() == "nearzero: error: out of memory; take fewer images at once or smaller ones"
+            assert "out of memory with 2 images at once" in (line := last_line()) and "--accumulate 2" in line
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
         assert run([*TRAIN.split(), "--steps", "2", "--batch", "2", "--overwrite"]) == 7

@@ -17,7 +17,18 @@ from nearzero.process.discrete import CosineBetas, LinearBetas, ListedBetas, Qua
 from nearzero.registry import decode, encode
 
 law = settings(deadline=None, derandomize=True, max_examples=60)
-AXES = {"process", "parameterization", "conditioning", "times", "weighting", "grid", "solvers", "codec", "rescaled", "ema"}
+AXES = {
+    "process",
+    "parameterization",
+    "conditioning",
+    "times",
+    "weighting",
+    "grid",
+    "solvers",
+    "codec",
+    "rescaled",
+    "ema",
+}
 OBJECTS = [
     *(nz.EMA(), nz.EMA(0.99, 1.0), nz.HalfLife(), nz.HalfLife(1e6, None), nz.Power(), nz.Power(0.1)),
     *(nz.LinearVP(), nz.LinearVP(0.2, 15.0), nz.DiscreteVP.linear(), nz.DiscreteVP.linear(10, 1e-3, 0.5)),
@@ -160,7 +171,7 @@ SHARED = {"class": "Shared", "inner": {"class": "Timestep", "steps": 1000}, "int
         {"class": "DiscreteVP", "betas": {"class": "ListedBetas", "betas": [[0.1, 0.2], [0.3]]}},
         {"class": "DiscreteVP", "betas": {"class": "LinearBetas", "steps": 0}},
         {"class": "DiscreteVP", "betas": {"class": "LinearBetas", "steps": -1}},
-        {"class": "DiscreteVP", "betas": {"class": "LinearBetas", "start": "x"}},
+        {"class": "LinearBetas", "start": "x"},
         SHARED | {"cells": 3},
         SHARED | {"cells": 5.0},
         SHARED | {"interval": None},

@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -208,16 +209,27 @@ def read_json(path: Path) -> Any:
             )
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
             raise CheckpointError(f"cannot read {path}: it is a pipe or a device; restore the file or train again")
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
     except CheckpointError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no valid JSON"
+        told = str(error) if isinstance(error, ArgumentError) else "it is no valid JSON"
+        reason = error.strerror if isinstance(error, OSError) else told
         raise CheckpointError(f"cannot read {path}: {reason}; restore the file or train again") from error
 
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ: of two values for one key, one would be ignored in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ArgumentError(f"it names {twice!r:.100} twice")
+    return found
 
 
 def digest(*parts: bytes) -> str:

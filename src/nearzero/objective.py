@@ -15,6 +15,9 @@ from nearzero.parameterization import Nu, W, regression_target
 from nearzero.times import Antithetic, Stratified, Times
 from nearzero.weighting import Weighting
 
+MAX_TERMS = 1024
+"""The most terms of LearnedUncertainty: a file that asks for more asks for memory."""
+
 
 class Evaluation(NamedTuple):
     """What an objective saw: losses (B,), x_t, t float64 (B,) and the network's answer F."""
@@ -121,6 +124,8 @@ class LearnedUncertainty(nn.Module):
         super().__init__()
         if isinstance(terms, bool) or not isinstance(terms, int) or terms < 1:
             raise ArgumentError(f"LearnedUncertainty needs at least 1 term, got {terms}")
+        if terms > MAX_TERMS:
+            raise ArgumentError(f"LearnedUncertainty takes at most {MAX_TERMS} terms, got {terms}")
         inner = objective.objective if isinstance(objective, LipschitzPenalty) else objective
         if isinstance(inner, VariationalBound):
             raise ArgumentError("LearnedUncertainty balances squared errors; VariationalBound is a signed bound")

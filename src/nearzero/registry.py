@@ -15,6 +15,12 @@ from nearzero.errors import ArgumentError, CheckpointError, did_you_mean
 T = TypeVar("T", bound=type)
 
 DEPTH = 32  # how deep objects may lie in each other in a file
+KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "bool": ("true or false", (bool,)),
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "str": ("text", (str,)),
+}
 _CLASSES: dict[str, type] = {}
 
 
@@ -78,6 +84,7 @@ def decode(value: Any, depth: int = DEPTH) -> Any:
             f"unknown field {key!r:.100} of {name} in a saved recipe; {did_you_mean(key[:80], known)}"
         )
     arguments = {key: decode(item, depth - 1) for key, item in value.items() if key != "class"}
+    _check_kinds(cls, arguments)
     try:
         return cls(**arguments)
     except (
@@ -89,3 +96,18 @@ def decode(value: Any, depth: int = DEPTH) -> Any:
         MemoryError,
     ) as error:  # whatever a value of a wrong type leads to
         raise CheckpointError(f"a saved recipe has a bad {name}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _check_kinds(cls: type, arguments: dict[str, Any]) -> None:
+    """Raises CheckpointError where a field of a plain type holds another: true is no number, and "no" is not false."""
+    for field in dataclasses.fields(cls):
+        kind, _, other = str(getattr(field.type, "__name__", field.type)).partition(" | ")
+        given = arguments.get(field.name)
+        if field.name not in arguments or kind not in KINDS or other not in ("", "None") or (other and given is None):
+            continue
+        told, types = KINDS[kind]
+        if type(given) not in types:
+            raise CheckpointError(
+                f"a saved recipe has a bad {cls.__name__}: {field.name} must be {told}, got {given!r:.100}; "
+                "restore the file or train again"
+            )

@@ -78,7 +78,7 @@ def command(name: str | None, out: Path | None, device: str, as_json: bool, **as
     \b
     nearzero reproduce
     nearzero reproduce exponents --out exponents
-    nearzero reproduce full-table1 --budget small --data fashion-mnist --test fashion-mnist/test --out table1
+    nearzero reproduce full-table1 --data fashion-mnist --test fashion-mnist/test
 
     Writes DIR/index.html, a page; PNG files; DIR/NAME.csv and DIR/NAME.json, the numbers. Most take seconds; `solvers`
     and `edm-churn` take minutes, and those that train as long as their budget says: a call that was cut short goes on.

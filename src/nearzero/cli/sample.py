@@ -81,6 +81,7 @@ def command(
 
     _check_out(out)
     loaded = Run.load(run).pinned()
+    _check_apart(loaded, out)
     production = _production(loaded, asked)
     with reporting("sampling", "images") as show:
         made = produce(
@@ -144,6 +145,17 @@ def _check_out(out: Path) -> None:
     check_writable(out)
     if out.exists() and not out.is_dir():
         raise ArgumentError(f"--out {out} is a file; name a folder")
+
+
+def _check_apart(run: Run, out: Path) -> None:
+    """Raises ArgumentError where samples would lie among the images that the run was trained on."""
+    data = (run.data.get("source") or {}).get("data")
+    if data is not None and Path(data).is_dir():
+        a, b = Path(data).resolve(), out.resolve()
+        if a == b or a in b.parents:
+            raise ArgumentError(
+                f"--out {out} lies in {data}, whose images {run.path} learns from; choose another --out"
+            )
 
 
 def _device(name: str, shard: tuple[int, int]) -> str:

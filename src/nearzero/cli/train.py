@@ -21,7 +21,7 @@ from nearzero.cli.common import (
     progress,
     say,
 )
-from nearzero.errors import ArgumentError
+from nearzero.errors import ArgumentError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from nearzero.data.images import Images
@@ -91,10 +91,7 @@ def command(
     dry_run: bool,
     device: str,
     as_json: bool,
-    checkpoint_every: int,
     keep: int,
-    log: tuple[str, ...],
-    other_data: bool,
     check_space: bool,
     **asked: Any,
 ) -> None:
@@ -114,8 +111,9 @@ def command(
 
     device = pick_device(device)
     engine = _engine(asked, device)
+    how = {name: asked.pop(name) for name in ("checkpoint_every", "log", "other_data")}
     with engine.together():
-        _check_recipe(recipe, resume, log)
+        _check_recipe(recipe, resume, how["log"])
     engine.first(lambda: check_folder(out, resume=resume, overwrite=overwrite))
     with engine.together():
         former = Run.load(out) if resume else None
@@ -131,18 +129,27 @@ def command(
     document = _document(fitted, images, cost, seed, out, engine)
     if engine.main:
         _announce(document, source["preset"])
-    if dry_run:
-        said, text = {"dry_run": True}, f"dry run: nothing written to {out}"
-    else:
+    said, text = {"dry_run": True}, f"dry run: nothing written to {out}"
+    if not dry_run:
         with _bar(engine, fitted, done) as show:
-            how = {"seed": seed, "resume": resume, "overwrite": overwrite, "engine": engine, "keep": Keep(keep)}
-            every = {"checkpoint_every": checkpoint_every, "source": source, "progress": show, "log": log}
-            run = train(fitted, images, out, **how, **every, other_data=other_data, notices=notices)
-        then = f"look at {out / 'previews'}, then: nearzero sample {out} -n 64 --out samples"
-        said, text = {"step": run.step}, f"{out}: {run.step:,} steps of {fitted.name}; {then}"
+            how |= {"seed": seed, "resume": resume, "overwrite": overwrite, "engine": engine, "keep": Keep(keep)}
+            run = train(fitted, images, out, **how, source=source, progress=show, notices=notices)
+        said, text = _done(run)
     if engine.main:
         emit({**document, **said}, text, as_json)
     engine.close()
+
+
+def _done(run: Run) -> tuple[dict[str, Any], str]:
+    """What was trained, and what happened by itself meanwhile, other than checkpoints."""
+    from nearzero.training.events import read_events, summary
+
+    events = summary(read_events(run.path / "events.jsonl"))
+    told = ", ".join(f"{count} x {kind}" for kind, count in events.items() if kind != "checkpoint")
+    what = f"{run.path}: {run.step:,} steps of {run.recipe.name}"
+    then = f"look at {run.path / 'previews'}, then: nearzero sample {run.path} -n 64 --out samples"
+    text = f"{what}; {then}" + (f"\nevents: {told}; see {run.path / 'events.jsonl'}" if told else "")
+    return {"step": run.step, "events": events}, text
 
 
 def _engine(asked: dict[str, Any], device: str) -> Engine:
@@ -165,12 +172,16 @@ def _images(source: dict[str, Any], notices: list[dict[str, Any]]) -> Images:
 
 def _cost(recipe: Recipe, out: Path, engine: Engine, done: int, keep: int, check_space: bool) -> Cost:
     """What the run costs, of which each process computes its share."""
+    from nearzero.training.memory import advice
     from nearzero.training.preflight import measure
 
     batch, parts = recipe.training.batch, engine.processes * engine.accumulation
     size = min(batch, batch // parts + batch // parts % 2)  # even, as Antithetic takes pairs
     part = replace(recipe, training=replace(recipe.training, batch=size))
-    cost = measure(part, out, engine.device, done, kept=keep, check_space=check_space)
+    try:
+        cost = measure(part, out, engine.device, done, kept=keep, check_space=check_space)
+    except OutOfMemoryError as error:  # with the batch as it was asked for
+        raise OutOfMemoryError(advice(batch, engine.accumulation, engine.processes)) from error
     speed = cost.images_per_second * engine.processes
     seconds = (recipe.training.steps - done) * batch / speed
     return cost._replace(images_per_second=speed, seconds=seconds)

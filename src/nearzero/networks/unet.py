@@ -11,6 +11,15 @@ from torch import Tensor, nn
 from nearzero.errors import ArgumentError
 from nearzero.registry import register
 
+LIMITS = {"size": 2048, "channels": 32, "base": 4096, "blocks": 64, "head_channels": 4096, "time_channels": 16384}
+"""The largest value of each field: a file that asks for more asks for no network of any paper."""
+
+MAX_RESOLUTIONS = 12
+"""The most multipliers, as 2048 pixels can be halved eleven times."""
+
+MAX_WEIGHTS = 10_000_000_000
+"""The most weights of all convolutions together, 40 GB in float32."""
+
 
 @register
 @dataclass(frozen=True)
@@ -23,7 +32,8 @@ class UNet:
     a residual block (BigGAN's) or one convolution; `scale_shift` lets the condition scale the features. On the CPU,
     channels in multiples of 16 and attention at sizes of at most 8 are fast.
 
-    Raises ArgumentError where the size cannot be halved often enough, or channels do not divide into groups and heads.
+    Raises ArgumentError where the size cannot be halved often enough, channels do not divide into groups and heads, or
+    a number is larger than any network's.
 
     Reference: Dhariwal and Nichol, Diffusion models beat GANs on image synthesis, NeurIPS 2021.
     """
@@ -40,21 +50,8 @@ class UNet:
     scale_shift: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.multipliers, tuple) or not isinstance(self.attention, tuple):
-            raise ArgumentError(f"multipliers and attention are tuples, got {self.multipliers} and {self.attention}")
-        fields = (
-            self.size,
-            self.channels,
-            self.base,
-            self.blocks,
-            self.head_channels,
-            self.time_channels,
-            *self.multipliers,
-        )
-        if not self.multipliers or any(type(value) is not int or value < 1 for value in fields):
-            raise ArgumentError(f"a U-Net is made of positive integers, got {self}")
-        if self.resample not in ("resnet", "conv"):
-            raise ArgumentError(f"unknown resample {self.resample!r}; known: conv, resnet")
+        self._check_kinds()
+        self._check_limits()
         if not self._fits(self.size):
             attention = f" and reach {self.attention} for attention" if self.attention else ""
             raise ArgumentError(
@@ -68,6 +65,35 @@ class UNet:
                     "channels; change base or head_channels"
                 )
 
+    def _check_kinds(self) -> None:
+        """Raises ArgumentError where a field is of another type than it says."""
+        if not isinstance(self.multipliers, tuple) or not isinstance(self.attention, tuple):
+            raise ArgumentError(f"multipliers and attention are tuples, got {self.multipliers} and {self.attention}")
+        fields = (*(getattr(self, name) for name in LIMITS), *self.multipliers, *self.attention)
+        if not self.multipliers or any(type(value) is not int or value < 1 for value in fields):
+            raise ArgumentError(f"a U-Net is made of positive integers, got {self}")
+        if self.resample not in ("resnet", "conv"):
+            raise ArgumentError(f"unknown resample {self.resample!r}; known: conv, resnet")
+        if type(self.scale_shift) is not bool:
+            raise ArgumentError(f"scale_shift is true or false, got {self.scale_shift!r}")
+
+    def _check_limits(self) -> None:
+        """Raises ArgumentError where no machine could hold the network."""
+        if len(self.multipliers) > MAX_RESOLUTIONS:
+            raise ArgumentError(f"{len(self.multipliers)} multipliers; a U-Net takes at most {MAX_RESOLUTIONS}")
+        for name, limit in LIMITS.items():
+            if getattr(self, name) > limit:
+                raise ArgumentError(f"{name} {getattr(self, name)} is too large for a U-Net; take at most {limit}")
+        if (weights := self._weights()) > MAX_WEIGHTS:
+            raise ArgumentError(
+                f"base {self.base}, multipliers {self.multipliers} and {self.blocks} blocks make over {weights:,} "
+                f"weights, more than {MAX_WEIGHTS:,}; take a smaller base, or fewer blocks"
+            )
+
+    def _weights(self) -> int:
+        """Fewer than the network has: two convolutions of 3 x 3 a block, where no channels join from the other side."""
+        return sum(18 * (self.base * multiplier) ** 2 * (2 * self.blocks + 1) for multiplier in self.multipliers)
+
     @property
     def _halvings(self) -> int:
         return len(self.multipliers) - 1
@@ -80,9 +106,10 @@ class UNet:
 
     def _near(self) -> str:
         """The nearest sizes below and above that fit, for an error message."""
-        below = next((size for size in range(self.size - 1, 0, -1) if self._fits(size)), None)
-        above = next((size for size in range(self.size + 1, 8 * self.size) if self._fits(size)), None)
-        return " or ".join(str(size) for size in (below, above) if size) or "another, or other attention"
+        step = 2**self._halvings
+        fitting = [size for size in range(step, LIMITS["size"] + 1, step) if self._fits(size)]
+        below, above = [size for size in fitting if size < self.size], [size for size in fitting if size > self.size]
+        return " or ".join(str(size) for size in (*below[-1:], *above[:1])) or "another, or other attention"
 
     @property
     def _groups(self) -> int:

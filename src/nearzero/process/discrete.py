@@ -16,6 +16,9 @@ from nearzero.process.base import VP, Beta, root_sigmoid
 from nearzero.process.vp import CosineVP
 from nearzero.registry import register
 
+MAX_STEPS = 1_000_000
+"""The most nodes that a process may have: papers have 1,000 or 4,000."""
+
 
 @register
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class DiscreteVP(Beta):
     betas: LinearBetas | QuadraticBetas | CosineBetas | ListedBetas
 
     def __post_init__(self) -> None:
+        steps = getattr(self.betas, "steps", None)
+        if steps is not None:
+            _count(steps)
         values = self.betas.values()
         if values.ndim != 1 or len(values) == 0:
             raise ArgumentError("DiscreteVP needs a list of betas, got an empty or nested one")
@@ -262,4 +268,6 @@ def _loss(level: Level) -> Tensor:
 def _count(steps: int) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ArgumentError(f"steps must be a positive integer, got {steps}")
+    if steps > MAX_STEPS:
+        raise ArgumentError(f"a process of {steps} steps is too long; take at most {MAX_STEPS:,}, or LinearVP")
     return steps

@@ -50,7 +50,17 @@ from nearzero.recipes.etsdm import (
     remap_sigmoid_training,
     remap_training,
 )
-from nearzero.recipes.full import ddpmpp, ddpmpp_elbo, full, full_centred, full_uncentred, full_w, soft_truncation
+from nearzero.recipes.full import (
+    ddpmpp,
+    ddpmpp_elbo,
+    full,
+    full_centred,
+    full_uncentred,
+    full_w,
+    soft_truncation,
+    straight,
+    subvp,
+)
 
 __all__ = [
     "EMA",
@@ -104,6 +114,8 @@ __all__ = [
     "remap_training",
     "small",
     "soft_truncation",
+    "straight",
+    "subvp",
     "ve",
     "vp",
 ]
@@ -113,7 +125,7 @@ ALL = (
     *(ddpm_zero_terminal_snr, ddpm_v, ddpm_regularized, modified_linear, modified_quadratic, modified_cosine),
     *(remap, remap_sampling, remap_training, remap_both),
     *(remap_sigmoid, remap_sigmoid_sampling, remap_sigmoid_training, remap_sigmoid_both),
-    *(ddpmpp, ddpmpp_elbo, soft_truncation, full, full_centred, full_uncentred, full_w),
+    *(ddpmpp, ddpmpp_elbo, soft_truncation, subvp, straight, full, full_centred, full_uncentred, full_w),
     *(vp, ve, iddpm, edm_a_vp, edm_a_ve, edm_b_vp, edm_b_ve, edm_c_vp, edm_c_ve, edm_d_vp, edm_d_ve, edm_e),
     *(edm, edm_shared, edm_uncertainty),
 )

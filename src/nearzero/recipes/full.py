@@ -8,11 +8,13 @@ from nearzero.codec import Centred, Pixels
 from nearzero.conditioning import Time
 from nearzero.grid import SqrtGrid, UniformGrid
 from nearzero.networks.unet import UNet
-from nearzero.parameterization import Nu, W
-from nearzero.process import LinearSigmaVP
+from nearzero.parameterization import Flow, Nu, W
+from nearzero.process import LinearSigmaVP, StraightPath, SubVP
 from nearzero.recipe import Recipe, Training
 from nearzero.recipes.etsdm import ddpm_continuous
 from nearzero.solvers.full import FullDiffusionSolver
+from nearzero.solvers.ode import Heun
+from nearzero.solvers.sde import EulerMaruyama
 from nearzero.times import ImportanceTimes, LogTimes, SoftTruncation, Stratified, UniformTimes
 from nearzero.weighting import LikelihoodWeight
 
@@ -45,6 +47,29 @@ def ddpmpp_elbo() -> Recipe:
 def soft_truncation() -> Recipe:
     """Soft truncation (Kim et al., ICML 2022): the likelihood bound with a cut-off drawn for each batch."""
     return replace(ddpmpp_elbo(), name="soft_truncation", times=SoftTruncation(t_min=1e-5, k=1.0))
+
+
+def subvp() -> Recipe:
+    """DDPM++ on the sub-VP SDE (Song et al., ICLR 2021), sigma = 1 - alpha^2: the best density of that paper."""
+    return replace(ddpmpp(), name="subvp", process=SubVP(), solver=EulerMaruyama(), grid=UniformGrid(), dither=True)
+
+
+def straight() -> Recipe:
+    """Flow matching on straight paths, x_t = (1 - t) x0 + t eps, F = eps - x0 (Lipman et al., ICLR 2023).
+
+    Network and training are those of `ddpmpp`; told 1000 t. Samples by Heun in 50 steps, 99 evaluations.
+    """
+    return replace(
+        ddpmpp(),
+        name="straight",
+        process=StraightPath(),
+        parameterization=Flow(),
+        conditioning=Time(1000.0),
+        solver=Heun(),
+        grid=UniformGrid(),
+        steps=50,
+        dither=True,
+    )
 
 
 def full() -> Recipe:

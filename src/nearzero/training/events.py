@@ -1,6 +1,6 @@
 """events.jsonl: what a run did on its own, one JSON line for each, in the order in which it happened.
 
-    {"time": "2026-01-31T12:00:00.000+00:00", "kind": "step_skipped", "step": 1200, ...facts}
+    {"time": "2026-01-31T12:00:00.000+00:00", "kind": "skip", "step": 1200, ...facts}
 
 A resumed run adds to it: the file tells what happened, also what a resume took back.
 """

@@ -61,17 +61,13 @@ def train(
     them or every `preview_every`; `keep` says which stay. `log` names copies of the statistics (tensorboard, wandb,
     trackio). A step that is not finite is left out; `guard` says when weights go back to a checkpoint, and when
     training stops with a report. SIGINT, SIGTERM and SIGUSR1 save and raise Stopped. `progress` is called in the main
-    process; `source` is recorded with the data, `notices` in events.jsonl.
-    Raises ArgumentError, DataError, CheckpointError, NumericalError or DiskError, each of one line.
+    process; `source` is recorded with the data, `notices` in events.jsonl. Raises NearzeroError, in one line.
     """
     out, engine, guard = Path(out), Engine(device) if engine is None else engine, guard or Guard()
     with engine.together():
         recipe = _checked(recipe, images, seed, checkpoint_every, preview_every, log)
         engine.rows(recipe.training.batch)
     engine.first(lambda: check_folder(out, resume=resume, overwrite=overwrite))
-    with engine.together():
-        encode(recipe)  # what cannot be saved, and then what does not work, fails before the folder is touched
-        try_recipe(recipe)
     state = TrainingState(recipe, seed, engine.device, engine)
     with contextlib.ExitStack() as stack:
         kind = {"resume": resume, "source": source, "other_data": other_data}
@@ -137,7 +133,10 @@ def _checked(
         if every is not None and every < 1:
             raise ArgumentError(f"{name} must be at least 1, got {every}")
     check_sinks(log)
-    return replace(recipe, codec=fitted(recipe.codec, images.pixels, mirrored=recipe.training.flip))
+    recipe = replace(recipe, codec=fitted(recipe.codec, images.pixels, mirrored=recipe.training.flip))
+    encode(recipe)  # what cannot be saved, and then what does not work, fails before the folder is touched
+    try_recipe(recipe)
+    return recipe
 
 
 def _changes(former: Run | None, run: Run, meta: Mapping[str, Any], engine: Engine) -> list[dict[str, Any]]:
@@ -172,12 +171,12 @@ def roll_back(state: TrainingState, run: Run, book: Book | None, guard: Guard, s
         folder = run.path / "checkpoints"
         whole = [path for path in checkpoints(folder) if int(path.name) <= guard.good and problem(path) is None]
         if whole:
-            load(state, whole[-1])
+            load(state, whole[0])
         else:
             state.restore(TrainingState(state.recipe, seed, state.device).tensors(), 0)
         state.step = now
         if book is not None:
-            book.events.add("rolled_back", now, to=int(whole[-1].name) if whole else 0)
+            book.events.add("rolled_back", now, to=int(whole[0].name) if whole else 0)
 
 
 def _stop(state: TrainingState, images: Images, seed: int, book: Book | None, guard: Guard) -> None:

@@ -12,6 +12,7 @@ from nearzero.errors import ArgumentError, CheckpointError, DataError
 from nearzero.files import check_writable, disk_errors
 from nearzero.recipe import Recipe, differences
 from nearzero.run import Run, is_ours, is_run
+from nearzero.training.checkpoint import ASIDE
 
 
 def check_fit(recipe: Recipe, images: Images) -> None:
@@ -43,11 +44,11 @@ def open_run(
         return _reopen(Run.load(out), recipe, images, seed, other_data)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        for name in ("run.json", "stats.jsonl", "events.jsonl"):
-            (out / name).unlink(missing_ok=True)
         for name in ("checkpoints", "previews", "nan_report", "tensorboard", "wandb"):
             if (out / name).exists():
                 shutil.rmtree(out / name)
+        for name in ("stats.jsonl", "events.jsonl", "run.json"):  # until the last it is a run, which may be overwritten
+            (out / name).unlink(missing_ok=True)
     return Run.create(out, recipe, {**images.describe(), "source": source or {}}, seed)
 
 
@@ -62,7 +63,7 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
     if resume:
         return
     check_writable(out)
-    if not out.exists() or (out.is_dir() and all(path.name == "lock" for path in out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(_is_left(path.name) for path in out.iterdir())):
         return
     if not is_run(out):
         raise ArgumentError(f"{out} exists and is no run folder; choose another --out")
@@ -88,6 +89,11 @@ def unsafe(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
         }
         found |= {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     return found if old.name == new.name else {"recipe": (old.name, new.name), **found}
+
+
+def _is_left(name: str) -> bool:
+    """Whether this is what a process leaves that is killed before there is a run."""
+    return name == "lock" or ASIDE.fullmatch(name) is not None
 
 
 def _reopen(run: Run, recipe: Recipe, images: Images, seed: int, other_data: bool) -> Run:
