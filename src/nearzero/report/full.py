@@ -76,7 +76,7 @@ def full_table1(found: Found) -> Drawn:
     pictures = {"nll.png": nll}
     for name, sheet in found.tensors.items():
         alt = f"32 {name}." if name == "test images" else f"32 samples of {name}."
-        pictures[f"{name.replace(' ', '-')}.png"] = Picture(grid_png(sheet, 8, 320), alt, name, pixels=True)
+        pictures[f"{name.replace(' ', '-')}.png"] = Picture(grid_png(sheet, 8, 480), alt, name, pixels=True)
     return Drawn(pictures, [_table(found, names), _paired(found), _not_black(found, names)])
 
 
