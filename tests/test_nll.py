@@ -185,7 +185,10 @@ def test_the_command(trained, capsys, tmp_path):
     ("options", "match"),
     [
         ([], "name what to measure: --nll"),
-        (["--nll", "--method", "bound", "--t-min", "1e-5"], "--t-min is no option of --method bound; use --method ode or truncated-bound"),
+        (
+            ["--nll", "--method", "bound", "--t-min", "1e-5"],
+            "--t-min is no option of --method bound; use --method ode or truncated-bound",
+        ),
         (["--nll", "--method", "bound", "--rtol", "1e-3"], "--rtol is no option of --method bound; use --method ode"),
         (["--nll", "--draws", "10"], "--draws is no option of --method ode; use --method bound or truncated-bound"),
         (["--nll", "--method", "truncated-bound"], "ends without signal"),
@@ -250,7 +253,9 @@ def test_one_file_cannot_be_both(trained, capsys, tmp_path):
 def test_bits_of_pixels_that_are_not_black(run, tmp_path):
     """Whole bits over the pixels that are not 0: equal to the plain mean without black, twice it where half is black."""
     whole = nz.Images(images().pixels.clamp(min=1))
-    half = nz.Images(whole.pixels.where(torch.tensor([[True, False], [False, True]]), torch.tensor(0, dtype=torch.uint8)))
+    half = nz.Images(
+        whole.pixels.where(torch.tensor([[True, False], [False, True]]), torch.tensor(0, dtype=torch.uint8))
+    )
     for pixels, share in ((whole, 1.0), (half, 0.5)):
         means = evaluate(run, pixels, ByBound(8), out=tmp_path / f"{share}.json", batch=20)["means"]
         assert means["foreground"]["mean"] == share

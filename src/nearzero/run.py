@@ -114,7 +114,7 @@ class Run:
                 f"{self.path} has no whole checkpoint: {'; '.join(wrong)}; restore the file or train again"
             )
         if wrong and path is not None:
-            warnings.warn(f"left out a damaged checkpoint: {'; '.join(wrong)}; using {path.name}", stacklevel=2)
+            warnings.warn(f"left out a damaged checkpoint: {'; '.join(wrong)}; using {path.name}", stacklevel=1)
         return path
 
     def pinned(self) -> Run:

@@ -70,6 +70,7 @@ PRESET_HELP = "small: a network for CPUs; paper: the paper's table.  [default: p
 @click.option(
     "--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Steps."
 )
+@click.option("--preview-every", type=click.IntRange(min=1), metavar="N", help="Steps.  [default: with checkpoints]")
 @click.option("--keep", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help=KEEP_HELP)
 @click.option("--log", multiple=True, metavar="NAME", help=LOG_HELP)
 @click.option("--bad-images", type=click.Choice(["error", "skip", "replace"]), help=BAD_HELP)
@@ -111,7 +112,7 @@ def command(
 
     device = pick_device(device)
     engine = _engine(asked, device)
-    how = {name: asked.pop(name) for name in ("checkpoint_every", "log", "other_data")}
+    how = {name: asked.pop(name) for name in ("checkpoint_every", "preview_every", "log", "other_data")}
     with engine.together():
         _check_recipe(recipe, resume, how["log"])
     engine.first(lambda: check_folder(out, resume=resume, overwrite=overwrite))

@@ -139,12 +139,17 @@ def _checked(
     return recipe
 
 
+def _told(changed: Mapping[str, tuple[Any, Any]]) -> dict[str, list[str]]:
+    """Old and new values as text, in at most 300 characters each."""
+    return {name: [str(value)[:300] for value in pair] for name, pair in changed.items()}
+
+
 def _changes(former: Run | None, run: Run, meta: Mapping[str, Any], engine: Engine) -> list[dict[str, Any]]:
     """What a resumed run goes on with that it did not have before."""
     told = []
     if former is not None:
         if changed := differences(former.recipe, run.recipe):
-            told.append({"kind": "recipe_changed", "fields": sorted(changed)})
+            told.append({"kind": "recipe_changed", "fields": sorted(changed), "differences": _told(changed)})
         if former.data.get("fingerprint") != run.data.get("fingerprint"):
             told.append({"kind": "data_changed", "images": run.data.get("count")})
     split = {"processes": engine.processes, "accumulation": engine.accumulation}
