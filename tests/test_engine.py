@@ -24,7 +24,8 @@ from nearzero import recipes
 from nearzero.cli import run as command
 from nearzero.errors import ArgumentError, DataError, NearzeroError
 from nearzero.randomness import step_seed
-from nearzero.training import loop
+from nearzero.training import draws
+from nearzero.training import step as one_step
 from nearzero.training.engine import Engine
 from nearzero.training.loop import train
 from nearzero.training.state import TrainingState
@@ -80,18 +81,18 @@ SOME = ("stratified", "soft truncation")
 
 def trace(recipe, engine):
     """Trains; every number of the state at the end, the losses, and what this process saw: indices and times."""
-    seen, examples = [], loop.examples
+    seen, examples = [], one_step.examples
 
     def spy(recipe, images, seed, index, device):
         seen.append(index)
         return examples(recipe, images, seed, index, device)
 
-    loop.examples = spy
+    one_step.examples = spy
     try:
         state = TrainingState(recipe, 3, CPU, engine)
         found = [(now.loss, now.t, now.norm) for now in steps(state, recipe, pictures(), 3)]
     finally:
-        loop.examples = examples
+        one_step.examples = examples
     loss, t, norm = (torch.stack(parts) for parts in zip(*found, strict=True))
     tensors = {f"{file}/{name}": one for file, kept in state.tensors().items() for name, one in kept.items()}
     return {**tensors, "loss": loss, "t": t, "norm": norm, "index": torch.stack(seen)}
@@ -159,7 +160,7 @@ def do_poison(folder, rank):
     state = TrainingState(part(5), 3, CPU, Engine())
     if rank == 1:
         state.losses.module.objective = Poisoned(state.objective)
-    losses = loop.gradient(state, part(5), pictures(), 3, loop.times(state, part(5), 3))
+    losses = one_step.gradient(state, part(5), pictures(), 3, one_step.times(state, part(5), 3))
     save_file({"losses": losses, "norm": state.clip()}, folder / f"poison-{rank}")
     assert state.engine.any(rank == 1, False) == [True, False]
 
@@ -441,7 +442,7 @@ def first_gradient(engine, recipe):
     state = TrainingState(recipe, 0, CPU, engine)
     for weight in state.weights.values():
         weight.data.add_(0.01)  # layers that are zero at the start hide what comes before them
-    losses = loop.gradient(state, recipe, pictures(), 0, loop.times(state, recipe, 0))
+    losses = one_step.gradient(state, recipe, pictures(), 0, one_step.times(state, recipe, 0))
     return losses, {name: weight.grad.clone() for name, weight in state.trained.items()}
 
 
@@ -502,7 +503,7 @@ def test_a_compiled_network_trains_alike():
 def test_the_network_draws_by_step_and_row():
     """torch's generator is seeded by (seed, step, first row of the micro-batch): all differ, and row 0 has the seed of a step in one piece."""
     seeds = {
-        (seed, step, row): loop.network_seed(seed, step, row)
+        (seed, step, row): draws.network_seed(seed, step, row)
         for seed in (0, 1)
         for step in range(9)
         for row in range(9)

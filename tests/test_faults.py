@@ -728,3 +728,13 @@ def test_a_log_that_is_down(begun, monkeypatch, capsys):
     assert err.count("--log wandb did not take 2 of 2 lines; stats.jsonl has them all") == 1
     assert [row["step"] for row in log(out)] == [50, 100]
     assert [event["kind"] for event in happened(out, "sink_failed", "sink_incomplete")] == ["sink_failed", "sink_incomplete"]  # fmt: skip
+
+
+def test_a_resumed_run_keeps_and_saves_as_before(begun):
+    """--keep and --checkpoint-every that were once given hold for --resume without them; new ones are remembered."""
+    out = begun("kept", steps=4)
+    assert go_on(out, "--keep", 3, "--checkpoint-every", 1) == 0
+    assert go_on(out, "--steps", 6) == 0
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["000000004", "000000005", "000000006"]
+    assert go_on(out, "--steps", 7, "--keep", 1) == 0
+    assert nz.Run.load(out).data["source"]["keep"] == 1 and len(list((out / "checkpoints").iterdir())) == 1

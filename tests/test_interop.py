@@ -10,9 +10,9 @@ import torch
 import nearzero as nz
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.interop import folder as reading
-from nearzero.interop.grids import OffsetGrid, ShiftedGrid
 from nearzero.interop.imported import from_diffusers
 from nearzero.registry import decode, encode
+from nearzero.shifted import OffsetGrid, ShiftedGrid
 from test_interop_models import CASES, FLOW, IMAGE, unet, write
 
 DDIM, DDPM = diffusers.DDIMScheduler, diffusers.DDPMScheduler
@@ -374,7 +374,7 @@ DAMAGE = {
     "no config": (lambda at: (at / UNET).unlink(), "config.json is missing; save the model anew"),
     "no scheduler": (lambda at: shutil.rmtree(at / "scheduler"), "scheduler_config.json is missing; save the pipeline's scheduler"),
     "bad scheduler": (lambda at: edit(at / SCHEDULER, beta_schedule="mine"), "cannot make this DDPMScheduler"),
-    "steps": (lambda at: edit(at / SCHEDULER, num_train_timesteps="ten"), "cannot make this DDPMScheduler"),
+    "steps": (lambda at: edit(at / SCHEDULER, num_train_timesteps="ten"), "num_train_timesteps is 'ten'"),
     "pickled": (pickled, "diffusion_pytorch_model.bin is a pickle, which can run code .* save_pretrained"),
     "no weights": (lambda at: (at / "unet/diffusion_pytorch_model.safetensors").unlink(), "holds no diffusion_pytorch_model"),
     "shard outside": (lambda at: shards(at, "../x.safetensors"), "names '../x.safetensors', no safetensors file beside it"),

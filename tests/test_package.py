@@ -25,7 +25,7 @@ LAYERS = (
     ("errors", "files", "registry", "randomness"),
     ("level",),
     AXES,
-    ("denoiser", "rescaled", "guidance", "oracle", "codec"),
+    ("denoiser", "rescaled", "guidance", "oracle", "codec", "shifted"),
     ("path",),
     ("objective", "sampling", "inversion"),
     ("likelihood",),

@@ -357,10 +357,11 @@ SINGULAR_RECIPES = {
 REGULAR_RECIPES = {
     *("ddpm_cosine_shift", "modified_linear", "modified_quadratic", "modified_cosine", "full", "full_w"),
     *("edm", "edm_shared", "edm_d_vp", "edm_d_ve", "edm_e", "edm_uncertainty", "full_centred", "full_uncentred"),
+    *("subvp", "straight"),
 }
 SILENT = {
     *("ddpm_cosine_shift", "ddpm_zero_terminal_snr", "modified_cosine"),
-    *("full", "full_w", "full_centred", "full_uncentred"),
+    *("full", "full_w", "full_centred", "full_uncentred", "straight"),
 }
 
 
@@ -642,7 +643,7 @@ def test_the_ledger_of_fulldiffusion():
     found = examine(recipe.process, recipe.times, recipe.grid, recipe.steps, recipe.conditioning)
     begin, last = found.ledger
     assert (begin.t, begin.nats_smooth, begin.nats_sharp) == (1.0, 0.0, 0.0) and "costs nothing" in str(begin)
-    assert last.t == pytest.approx(0.001) and 0 < last.nats_smooth < last.nats_sharp
+    assert last.t == pytest.approx(1 / recipe.steps) and 0 < last.nats_smooth < last.nats_sharp
     assert found.truncations == () and found.notes == (str(last),)
 
 

@@ -43,6 +43,7 @@ _NAMES = {
         "TimestepGrid",
         "UniformGrid",
     ],
+    "shifted": ["OffsetGrid", "ShiftedGrid"],
     "denoiser": ["Denoiser"],
     "rescaled": ["Rescaled", "Through"],
     "oracle.mixture": ["GaussianMixture"],
@@ -73,7 +74,6 @@ _NAMES = {
     "training.engine": ["Engine"],
     "training.guards": ["Guard"],
     "training.loop": ["train"],
-    "interop.grids": ["OffsetGrid", "ShiftedGrid"],
     "interop.imported": ["from_diffusers"],
     "interop.sharing": ["share_timesteps", "unshare"],
 }

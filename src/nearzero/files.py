@@ -12,6 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from nearzero.errors import ArgumentError, CheckpointError, DiskError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PIECE = 2**24
 MAX_JSON_BYTES = 2**26
+_MASK = threading.Lock()
 DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -282,8 +284,9 @@ def grid_png(images: Tensor, columns: int | None = None, width: int = 640) -> by
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _MASK:  # reading it sets it, and checkpoints are written in a thread
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
 
 

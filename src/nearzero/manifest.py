@@ -134,14 +134,16 @@ class Keep:
 def thin_out(path: Path, keep: Keep, needed: Collection[int] = ()) -> list[str]:
     """Deletes the checkpoints that may go now that `path` is there: damaged ones and those of later steps too.
 
-    Those of the steps `needed` stay, and so does `path`, and what the system will not delete. Returns the names.
+    Those of the steps `needed` stay, or the newest before one that is not there, and so does `path`, and what the
+    system will not delete. Returns the names.
     """
     step, metrics, there = int(path.name), {}, checkpoints(path.parent)
     for one in there:
         if int(one.name) <= step and problem(one) is None:
             metric = read_json(one / "state.json").get("metric")
             metrics[int(one.name)] = metric if isinstance(metric, int | float) else None
-    stay = keep.of(metrics) | {step} | metrics.keys() & set(needed)
+    stay = keep.of(metrics) | {step}
+    stay |= {max(before) for one in needed if (before := [other for other in metrics if other <= one])}
     gone = []
     for one in there:
         if int(one.name) not in stay:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import nearzero.shifted  # noqa: F401  (its grids join the registry)
 from nearzero.codec import Centred, Codec, fitted
 from nearzero.conditioning import Conditioning
 from nearzero.denoiser import Denoiser

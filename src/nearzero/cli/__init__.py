@@ -101,8 +101,6 @@ def _fail(message: str, code: int) -> int:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
+    from nearzero.training.memory import is_out_of_memory
+
+    return is_out_of_memory(error)

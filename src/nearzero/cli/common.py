@@ -185,6 +185,14 @@ def is_named(data: str | Path) -> bool:
     return str(data) in SPLITS and not Path(data).exists()
 
 
+def check_apart(data: str | Path | None, out: Path, what: str) -> None:
+    """Raises ArgumentError where what is written would lie among the images, or they in it; `what` they are."""
+    if data is not None and not is_named(data):
+        a, b = Path(data).resolve(), out.resolve()
+        if a == b or a in b.parents or b in a.parents:
+            raise ArgumentError(f"--out {out} and {what} {data} lie in each other; choose another --out")
+
+
 def load_images(
     data: str | Path | None,
     size: int | None,

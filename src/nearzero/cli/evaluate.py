@@ -157,7 +157,7 @@ def _text(found: dict[str, Any], method: str, file: Path) -> str:
     if "bits_foreground" in means:
         shown = f"{means['bits_foreground']['mean']:.4f}"
         share = f"{means['foreground']['mean']:.0%} of all"
-        lines.append(f"  {shown} on each pixel that is not 0 ({share}), if those that are cost nothing")
+        lines.append(f"  {shown} on each value of pixels that are not 0 ({share}), if those that are cost nothing")
     lines += [
         f"  {found['images_done']:,} images of {settings['data']['name']}, dithered {settings['repeats']}-fold, "
         f"{means['evaluations']['mean']:,.0f} evaluations, step {settings['step']:,} of {settings['recipe']}",

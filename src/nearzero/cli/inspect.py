@@ -59,6 +59,8 @@ def checkpoints(run: Run) -> list[dict[str, Any]]:
     found = []
     for path in folders(run.path / "checkpoints"):
         wrong, there = problem(path), path / NAME
+        if not path.exists():  # training has deleted it meanwhile
+            continue
         record = read_json(there) if wrong is None and there.exists() else {}
         about = {
             "step": int(path.name),

@@ -100,6 +100,7 @@ def command(name: str | None, out: Path | None, device: str, as_json: bool, **as
     experiment = EXPERIMENTS[name]
     check_folder(out, experiment.trains)
     given = {option: str(value) for option, value in asked.items() if value is not None}
+    given |= {} if device == "auto" else {"device": device}
     if given and not experiment.trains:
         raise ArgumentError(f"--{next(iter(given))} is of experiments that train; {name} takes --out alone")
     options = "".join(f" --{option} {shlex.quote(value)}" for option, value in given.items())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nearzero.cli.common import (
+    check_apart,
     device_option,
     duration,
     emit,
@@ -21,7 +22,7 @@ from nearzero.cli.common import (
     progress,
     say,
 )
-from nearzero.errors import ArgumentError, OutOfMemoryError
+from nearzero.errors import ArgumentError, NearzeroError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from nearzero.data.images import Images
@@ -36,8 +37,8 @@ DATA_HELP = (
     "[default: 2,000 embedded Fashion-MNIST images]"
 )
 ACCUMULATE_HELP = "Compute a batch in A parts, one after the other: less memory, the same training.  [default: 1]"
-CAST_HELP = "Of the network's own arithmetic."
-KEEP_HELP = "How many checkpoints stay: the newest K."
+CAST_HELP = "Of the network's own arithmetic.  [default: no]"
+KEEP_HELP = "How many checkpoints stay: the newest K.  [default: 1]"
 LOG_HELP = "Copy stats.jsonl to tensorboard, wandb or trackio too; may be repeated. None of them can stop a run."
 BAD_HELP = "What to do with one bad image, or at most 0.1 %.  [default: error]"
 SPACE_HELP = "Start even where the disk seems too small."
@@ -63,15 +64,13 @@ PRESET_HELP = "small: a network for CPUs; paper: the paper's table.  [default: p
 )
 @click.option("--preset", type=click.Choice(["small", "paper"]), help=PRESET_HELP)
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, metavar="A", help=ACCUMULATE_HELP)
-@click.option("--precision", type=click.Choice(["no", "bf16", "fp16"]), default="no", show_default=True, help=CAST_HELP)
+@click.option("--precision", type=click.Choice(["no", "bf16", "fp16"]), help=CAST_HELP)
 @click.option("--checkpointing", is_flag=True, help="Compute features again instead of keeping them: less memory.")
 @click.option("--compile", is_flag=True, help="Give the network to torch.compile.")
 @click.option("--fsdp", is_flag=True, help="Split weights among processes instead of copying them.")
-@click.option(
-    "--checkpoint-every", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Steps."
-)
+@click.option("--checkpoint-every", type=click.IntRange(min=1), metavar="N", help="Steps.  [default: 500]")
 @click.option("--preview-every", type=click.IntRange(min=1), metavar="N", help="Steps.  [default: with checkpoints]")
-@click.option("--keep", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help=KEEP_HELP)
+@click.option("--keep", type=click.IntRange(min=1), metavar="K", help=KEEP_HELP)
 @click.option("--log", multiple=True, metavar="NAME", help=LOG_HELP)
 @click.option("--bad-images", type=click.Choice(["error", "skip", "replace"]), help=BAD_HELP)
 @click.option("--allow-data-change", "other_data", is_flag=True, help=CHANGE_HELP)
@@ -92,7 +91,6 @@ def command(
     dry_run: bool,
     device: str,
     as_json: bool,
-    keep: int,
     check_space: bool,
     **asked: Any,
 ) -> None:
@@ -106,39 +104,45 @@ def command(
     Ctrl-C saves first (exit code 75); --resume goes on as if nothing had happened.
     """
     from nearzero.run import Run
-    from nearzero.training.checkpoint import Keep
     from nearzero.training.loop import train
     from nearzero.training.start import check_folder
 
     device = pick_device(device)
-    engine = _engine(asked, device)
-    how = {name: asked.pop(name) for name in ("checkpoint_every", "preview_every", "log", "other_data")}
+    engine = _engine(asked, device, out if resume else None)
+    how = {name: asked.pop(name) for name in ("log", "other_data")}
     with engine.together():
         _check_recipe(recipe, resume, how["log"])
     engine.first(lambda: check_folder(out, resume=resume, overwrite=overwrite))
     with engine.together():
         former = Run.load(out) if resume else None
         source = _source(asked, former, device)
-        _check_apart(source["data"], out)
+        check_apart(source["data"], out, "--data")
         notices: list[dict[str, Any]] = []
         images = _images(source, notices)
         fitted = _fit(recipe, former, images, source["preset"], steps, batch)
         engine.rows(fitted.training.batch)
     seed = seed if seed is not None else former.seed if former else 0
     done = former.step if former else 0
-    cost = engine.first(lambda: _cost(fitted, out, engine, done, keep, check_space))
+    cost = engine.first(lambda: _cost(fitted, out, engine, done, source["keep"], check_space))
     document = _document(fitted, images, cost, seed, out, engine)
     if engine.main:
         _announce(document, source["preset"])
     said, text = {"dry_run": True}, f"dry run: nothing written to {out}"
     if not dry_run:
         with _bar(engine, fitted, done) as show:
-            how |= {"seed": seed, "resume": resume, "overwrite": overwrite, "engine": engine, "keep": Keep(keep)}
+            how |= {"seed": seed, "resume": resume, "overwrite": overwrite, "engine": engine, **_saving(source)}
             run = train(fitted, images, out, **how, source=source, progress=show, notices=notices)
         said, text = _done(run)
     if engine.main:
         emit({**document, **said}, text, as_json)
     engine.close()
+
+
+def _saving(source: dict[str, Any]) -> dict[str, Any]:
+    """How often to save and to look, and what to keep: as asked, or as the run did before."""
+    from nearzero.manifest import Keep
+
+    return {"keep": Keep(source["keep"]), **{name: source[name] for name in ("checkpoint_every", "preview_every")}}
 
 
 def _done(run: Run) -> tuple[dict[str, Any], str]:
@@ -153,13 +157,19 @@ def _done(run: Run) -> tuple[dict[str, Any], str]:
     return {"step": run.step, "events": events}, text
 
 
-def _engine(asked: dict[str, Any], device: str) -> Engine:
-    """The options that say how training computes, taken out of `asked`."""
+def _engine(asked: dict[str, Any], device: str, former: Path | None) -> Engine:
+    """The options that say how training computes; the precision is a former run's unless given."""
+    from nearzero.files import read_json
     from nearzero.training.engine import Engine
 
+    if former is not None and asked["precision"] is None:
+        with contextlib.suppress(NearzeroError, AttributeError, KeyError, TypeError):  # said when the run is loaded
+            asked["precision"] = read_json(former / "run.json")["data"]["source"].get("precision")
+    asked["precision"] = asked["precision"] or "no"
     strategy = "fsdp" if asked.pop("fsdp") else "ddp"
-    given = {name: asked.pop(name) for name in ("precision", "checkpointing", "compile")}
-    return Engine(device, accumulation=asked.pop("accumulate"), strategy=strategy, **given)
+    given = {name: asked.pop(name) for name in ("checkpointing", "compile")}
+    accumulation = asked.pop("accumulate")
+    return Engine(device, asked["precision"], accumulation, strategy=strategy, **given)
 
 
 def _images(source: dict[str, Any], notices: list[dict[str, Any]]) -> Images:
@@ -191,14 +201,10 @@ def _cost(recipe: Recipe, out: Path, engine: Engine, done: int, keep: int, check
 @contextlib.contextmanager
 def _bar(engine: Engine, recipe: Recipe, done: int) -> Iterator[Callable[[Progress], None]]:
     """Shows progress, in the main process."""
+    silence = contextlib.nullcontext(lambda count, note: None)
     size, left = recipe.training.batch, recipe.training.steps - done
-    with progress(f"training {recipe.name}", left * size, "images") if engine.main else _silence() as advance:
+    with progress(f"training {recipe.name}", left * size, "images") if engine.main else silence as advance:
         yield lambda now: advance(size, f"step {now.step:,}")
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[Callable[[int, str], None]]:
-    yield lambda count, note: None
 
 
 def _check_recipe(recipe: str | None, resume: bool, log: tuple[str, ...]) -> None:
@@ -213,20 +219,13 @@ def _check_recipe(recipe: str | None, resume: bool, log: tuple[str, ...]) -> Non
         raise ArgumentError("train needs a recipe, as in: nearzero train etsdm --out RUN; nearzero recipes lists them")
 
 
-def _check_apart(data: str | None, out: Path) -> None:
-    """Raises ArgumentError where the run would lie among its own images, or they in it."""
-    if data is not None and not is_named(data):
-        a, b = Path(data).resolve(), out.resolve()
-        if a == b or a in b.parents or b in a.parents:
-            raise ArgumentError(f"--out {out} and --data {data} lie in each other; choose another --out")
-
-
 def _source(asked: dict[str, Any], former: Run | None, device: str) -> dict[str, Any]:
     """Where the images come from and what was done to them, as the run records it."""
     given = {name: value for name, value in asked.items() if value is not None}
     if "data" in given:
         given["data"] = str(given["data"] if is_named(given["data"]) else given["data"].absolute())
     default = {"data": None, "size": None, "channels": None, "bad_images": "error"}
+    default |= {"keep": 1, "checkpoint_every": 500, "preview_every": None}
     return {
         **default,
         "preset": "small" if device == "cpu" else "paper",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def read_idx(path: Path, shape: tuple[int, ...], limit: int = 2**28) -> np.ndarr
             f"{path} is not there; install it with: apt install dataset-fashion-mnist, or name its folder's parent "
             "in NEARZERO_DATA"
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}); fetch it again") from error
     header = 4 * (2 + len(shape))
     size = int(np.prod(shape, dtype=np.int64))

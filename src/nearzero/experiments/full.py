@@ -111,6 +111,11 @@ class Setting:
         network = replace(network, base=self.budget.base, head_channels=self.budget.base)
         return replace(recipe, network=network, training=replace(recipe.training, batch=self.budget.batch))
 
+    def check(self, fingerprint: str | None, images: Images, path: Path) -> None:
+        """Raises ArgumentError where what is kept at `path` is of other images."""
+        if fingerprint != images.fingerprint():
+            raise ArgumentError(f"{path} is of other images than {images.name}; name another --out, or delete it")
+
     def run(self, name: str, steps: int) -> Run:
         """The row's run after that many steps, trained as far as it has not been."""
         folder = self.out / "runs" / f"{name}-{self.seed}"
@@ -118,6 +123,11 @@ class Setting:
         recipe = replace(recipe, training=replace(recipe.training, steps=steps))
         resume = is_run(folder)
         done = Run.load(folder).step if resume else 0
+        if resume:
+            where_from = Run.load(folder)
+            self.check(where_from.data.get("fingerprint"), self.images, folder)
+            if replace(where_from.recipe, training=recipe.training, codec=recipe.codec) != recipe:
+                raise ArgumentError(f"{folder} was made by another budget or recipe; name another --out")
         if done >= steps:
             return Run.load(folder)
         with self.bar(f"training {name}", "steps") as show:
@@ -163,11 +173,14 @@ def likelihoods(where: Setting, name: str, steps: int) -> Iterator[tuple[str, Ma
         out = where.out / "nll" / f"{name}-{where.seed}-{steps}-{measure}.json"
         former = read_json(out) if out.exists() else {}
         if former.get("images_done") == count:
+            where.check(former["settings"]["data"]["fingerprint"], where.test, out)
             yield measure, former
             continue
         run = where.run(name, steps)
         if run.step != steps:
-            raise ArgumentError(f"{run.path} is at step {run.step}, past {steps}, and {out} is missing; delete the run")
+            raise ArgumentError(
+                f"{run.path} is at step {run.step}, past {steps}, and {out} is missing; name another --out"
+            )
         with where.bar(f"{measure} of {name} at step {steps:,}", "images") as show:
             how = {"count": count, "seed": where.seed, "device": where.device, "progress": show}
             yield measure, evaluate(run, where.test, method, out=out, **how)

@@ -10,6 +10,7 @@ from nearzero.errors import CheckpointError
 from nearzero.files import MAX_JSON_BYTES
 from nearzero.interop.models import ARCHITECTURES
 from nearzero.interop.schedule import SCHEDULERS
+from nearzero.process.discrete import MAX_STEPS
 
 PIPELINES = {
     **dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "LDMPipeline", "ScoreSdeVePipeline"), "unet"),
@@ -49,8 +50,8 @@ def download(repository: str) -> Path:
     """The folder of a pipeline of the hub: its configs and the safetensors of its predictor, and nothing else."""
     from huggingface_hub import snapshot_download
 
-    places = ("", "unet/", "transformer/", "scheduler/")
-    wanted = [f"{place}{pattern}" for place in places for pattern in WANTED]
+    places = ("unet/", "transformer/", "scheduler/")
+    wanted = ["model_index.json", *(f"{place}{pattern}" for place in places for pattern in WANTED)]
     return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
 
 
@@ -111,8 +112,8 @@ def _model(folder: Path, part: str, entry: object) -> Any:
 
 def _check_weights(place: Path) -> None:
     """Raises CheckpointError unless the weights are safetensors, in one file or in the files that an index names."""
-    if not (place / "diffusion_pytorch_model.safetensors").is_file():
-        index = place / "diffusion_pytorch_model.safetensors.index.json"
+    index = place / "diffusion_pytorch_model.safetensors.index.json"  # which diffusers prefers to the one file
+    if index.is_file() or not (place / "diffusion_pytorch_model.safetensors").is_file():
         if not index.is_file():
             pickled = sorted(path.name for pattern in PICKLED for path in place.glob(pattern))
             if pickled:
@@ -133,6 +134,9 @@ def _scheduler(folder: Path, entry: object) -> Any:
     name = _class(entry, "scheduler", SCHEDULERS)
     place = _place(folder, "scheduler")
     config = _object(place / "scheduler_config.json", "save the pipeline's scheduler with save_pretrained")
+    steps = config.get("num_train_timesteps", 1000)
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise CheckpointError(f"{place}: num_train_timesteps is {steps!r:.100}, not 1 to {MAX_STEPS:,}; save it anew")
     try:
         return getattr(diffusers, name).from_config(config)
     except Exception as error:  # a wrong config fails in as many ways as there are options

@@ -43,10 +43,11 @@ def from_diffusers(source: Any, *, download: bool = False) -> Imported:
     """A Denoiser of a diffusers pipeline, of a pair (model, scheduler), or of a pipeline's folder.
 
     Process, parameterization and conditioning are read from the scheduler's config; the model, text encoders and VAE
-    stay as they are, so x is what the model sees: an image in [-1, 1], or a scaled latent. Of a folder only the
-    predicting model and the scheduler are read, from JSON and safetensors, and nothing in it is run; with `download`
-    the name is that of a repository of the Hugging Face hub. What the model is told besides the time goes in as
-    condition, under diffusers' names: class_labels, encoder_hidden_states, pooled_projections, text_embeds, time_ids.
+    stay as they are, so x is what the model sees: an image in [-1, 1] (score_sde's VE models: [0, 1]), or a scaled
+    latent. Of a folder only the predicting model and the scheduler are read, from JSON and safetensors, and nothing in
+    it is run; with `download` the name is that of a repository of the Hugging Face hub. What the model is told besides
+    the time goes in as condition, under diffusers' names: class_labels, encoder_hidden_states, pooled_projections,
+    text_embeds, time_ids.
 
     Raises CheckpointError for a model, scheduler or pipeline that is unknown, foreign, incomplete or pickled, and for
     epsilon prediction with zero terminal SNR.

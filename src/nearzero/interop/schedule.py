@@ -10,9 +10,9 @@ from typing import Any
 from nearzero.conditioning import Conditioning, LogSigma, Time, Timestep
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.grid import Grid, LogSNRGrid, TimestepGrid
-from nearzero.interop.grids import OffsetGrid, ShiftedGrid
 from nearzero.parameterization import Denoised, Epsilon, Flow, Parameterization, Velocity
 from nearzero.process import DiscreteVP, KarrasVE, Process, StraightPath, ZeroTerminalSNR
+from nearzero.shifted import OffsetGrid, ShiftedGrid
 
 BETAS = (
     *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler"),
@@ -26,6 +26,12 @@ PREDICTIONS: dict[str, Parameterization] = {"epsilon": Epsilon(), "sample": Deno
 OTHER_SIGMAS = (
     *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"),
     "shift_terminal",
+)
+
+
+ONE_MORE = (
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"),
+    "DEISMultistepScheduler",
 )
 
 
@@ -64,6 +70,11 @@ class Schedule:
         if self.flow:
             return self._shifted(tokens, own)
         spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
+        if self.name in ONE_MORE and (spacing != "trailing" or self.name == "DPMSolverSinglestepScheduler"):
+            raise ArgumentError(
+                f"{self.name} spaces one timestep more and leaves out the last: no grid of nearzero's; "
+                'choose one, TimestepGrid("trailing") for example'
+            )
         grid = TimestepGrid(spacing)
         return OffsetGrid(grid, offset) if spacing == "leading" and offset else grid
 

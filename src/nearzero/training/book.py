@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nearzero.ema import early
+from nearzero.errors import DiskError, NumericalError
 from nearzero.files import grid_png, to_bytes, write_bytes
 from nearzero.run import Run, load_tensors
 from nearzero.sampling import sample
@@ -102,14 +103,11 @@ class Book:
             self.events.add("early_average", state.step, note=note)
             warn(note)
         shape = (recipe.network.channels, recipe.network.size, recipe.network.size)
-        x = sample(
-            recipe.sampled(state.averaged()),
-            shape,
-            solver=recipe.solver,
-            grid=recipe.grid,
-            steps=min(recipe.steps, 50),
-            seeds=range(count),
-            dtype=torch.float32,
-        )
-        picture = grid_png(to_bytes(recipe.codec.decode(x)))
-        write_bytes(self.run.path / "previews" / f"{state.step:09d}.png", picture)
+        how: dict[str, Any] = {"solver": recipe.solver, "grid": recipe.grid, "steps": min(recipe.steps, 50)}
+        try:
+            x = sample(recipe.sampled(state.averaged()), shape, **how, seeds=range(count), dtype=torch.float32)
+            picture = grid_png(to_bytes(recipe.codec.decode(x)))
+            write_bytes(self.run.path / "previews" / f"{state.step:09d}.png", picture)
+        except (NumericalError, DiskError) as error:  # training itself is well
+            self.events.add("preview_failed", state.step, error=str(error))
+            warn(f"no preview of step {state.step}: {error}")

@@ -71,7 +71,7 @@ def train(
     state = TrainingState(recipe, seed, engine.device, engine)
     with contextlib.ExitStack() as stack:
         kind = {"resume": resume, "source": source, "other_data": other_data}
-        run, book = _open(stack, state, images, out, seed, guard, keep, log, notices, kind)
+        run, book = _open(stack, state, images, out, seed, guard, keep, log, notices, overwrite, kind)
         stopping = stack.enter_context(stop_on_signals())
         stack.enter_context(memory_advice(recipe.training.batch, engine.accumulation, engine.processes))
         for now in steps(state, recipe, images, seed, guard):
@@ -103,18 +103,22 @@ def _open(
     keep: Keep | None,
     log: Sequence[str],
     notices: Sequence[Mapping[str, Any]],
+    overwrite: bool,
     kind: dict[str, Any],
 ) -> tuple[Run, Book | None]:
     """The run folder, locked, and its books, in the main process; state and guard as its newest checkpoint has them."""
     engine = state.engine
     locked = engine.first(lambda: stack.enter_context(lock(out)))
+    engine.first(
+        lambda: check_folder(out, resume=kind["resume"], overwrite=overwrite)
+    )  # again, now that nobody else writes
     former = engine.first(lambda: Run.load(out) if kind["resume"] else None)
     run = engine.first(lambda: open_run(out, state.recipe, images, seed, **kind))
     with engine.together():
         run = run or Run.load(out)
         checkpoint = run.checkpoint()
         meta = {} if checkpoint is None else load(state, checkpoint)
-        guard.restore(meta.get("guard", {}))
+        guard.restore(meta.get("guard", {"good": meta["step"]} if meta else {}))
     book = engine.first(lambda: stack.enter_context(Book(run, state, checkpoint, keep, log)))
     if book is not None:
         told = [*notices, *_changes(former, run, meta, engine)]
@@ -175,10 +179,14 @@ def roll_back(state: TrainingState, run: Run, book: Book | None, guard: Guard, s
     with state.engine.together():
         folder = run.path / "checkpoints"
         whole = [path for path in checkpoints(folder) if int(path.name) <= guard.good and problem(path) is None]
+        if guard.good and not whole:
+            raise NumericalError(f"no whole checkpoint of {run.path} is left to roll back to; lower the learning rate")
         if whole:
             load(state, whole[0])
         else:
-            state.restore(TrainingState(state.recipe, seed, state.device).tensors(), 0)
+            first, scaler = TrainingState(state.recipe, seed, state.device).tensors(), state.engine.scaler.state_dict()
+            first["optimizer"] |= {f"scaler.{name}": torch.tensor(value) for name, value in scaler.items()}
+            state.restore(first, 0)
         state.step = now
         if book is not None:
             book.events.add("rolled_back", now, to=int(whole[0].name) if whole else 0)

@@ -41,7 +41,7 @@ def open_run(
 ) -> Run:
     """The run folder to train in: the one to resume, or a new one in place of what a former run wrote there."""
     if resume:
-        return _reopen(Run.load(out), recipe, images, seed, other_data)
+        return _reopen(Run.load(out), recipe, images, seed, source, other_data)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoints", "previews", "nan_report", "tensorboard", "wandb"):
@@ -96,7 +96,9 @@ def _is_left(name: str) -> bool:
     return name == "lock" or ASIDE.fullmatch(name) is not None
 
 
-def _reopen(run: Run, recipe: Recipe, images: Images, seed: int, other_data: bool) -> Run:
+def _reopen(
+    run: Run, recipe: Recipe, images: Images, seed: int, source: dict[str, Any] | None, other_data: bool
+) -> Run:
     described = images.describe()
     if described["fingerprint"] != run.data.get("fingerprint") and not other_data:
         raise DataError(
@@ -114,7 +116,8 @@ def _reopen(run: Run, recipe: Recipe, images: Images, seed: int, other_data: boo
         raise ArgumentError(
             f"{run.path} has been trained for {run.step} steps, more than {recipe.training.steps}; ask for more --steps"
         )
-    run = replace(run, recipe=recipe, data={**run.data, **described})
+    told = {} if source is None else {"source": source}
+    run = replace(run, recipe=recipe, data={**run.data, **described, **told})
     run.write()
     return run
 
