@@ -60,7 +60,7 @@ def test_five_thousand_steps_at_the_ends_of_time(name):
         times.append((seen.t.min().item(), seen.t.max().item()))
         state.update(seen.loss.mean())
     low, high = (f(end for end in ends) for f, ends in zip((min, max), zip(*times, strict=True), strict=True))
-    assert low < 1e-16 and high > 1 - 1e-15
+    assert low < 1e-16 and high > 1 - 16 * 2.0**-53  # LogTimes stretches u by 6.9 at 1
     for tensors in state.tensors().values():
         assert all(tensor.isfinite().all() for tensor in tensors.values())
 
