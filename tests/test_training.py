@@ -85,6 +85,17 @@ def test_every_family_goes_on_bit_for_bit(tmp_path, name):
     assert newest(train(recipe, pictures(), tmp_path / "parts", seed=2, resume=True)) == newest(whole)
 
 
+def test_a_preview_that_a_kill_left_out_is_made_up(tmp_path, trained):
+    """Where the picture of the checkpoint to go on from is missing, resume draws it first, to the same bytes; others it leaves."""
+    train(tiny_recipe(steps=4), pictures(), tmp_path / "run", checkpoint_every=2)
+    for name in ("000000002.png", "000000004.png"):
+        (tmp_path / "run/previews" / name).unlink()
+    run = train(tiny_recipe(), pictures(), tmp_path / "run", checkpoint_every=2, resume=True)
+    whole = train(tiny_recipe(), pictures(), tmp_path / "whole", checkpoint_every=2)
+    kept = {name: content for name, content in tree(whole.path / "previews").items() if name != "000000002.png"}
+    assert tree(run.path / "previews") == kept and newest(run) == newest(trained)
+
+
 def test_previews_have_their_own_pace(tmp_path, trained):
     """With checkpoints every 3 steps and previews every 2 of 6 there are previews of 2, 4 and 6, and the same bits at the end; at the end there always is one."""
     run = train(tiny_recipe(), pictures(), tmp_path / "run", checkpoint_every=3, preview_every=2)

@@ -94,6 +94,10 @@ class Book:
         """The mean loss of the newest line, or of what is collected for the next."""
         return float(pending["loss"].mean()) if pending else self.stats.newest
 
+    def picture(self, step: int) -> Path:
+        """Where the preview of a step lies."""
+        return self.run.path / "previews" / f"{step:09d}.png"
+
     def preview(self, state: TrainingState, count: int = 16) -> None:
         """16 samples of the averaged weights at fixed seeds."""
         recipe = self.run.recipe
@@ -106,8 +110,7 @@ class Book:
         how: dict[str, Any] = {"solver": recipe.solver, "grid": recipe.grid, "steps": min(recipe.steps, 50)}
         try:
             x = sample(recipe.sampled(state.averaged()), shape, **how, seeds=range(count), dtype=torch.float32)
-            picture = grid_png(to_bytes(recipe.codec.decode(x)))
-            write_bytes(self.run.path / "previews" / f"{state.step:09d}.png", picture)
+            write_bytes(self.picture(state.step), grid_png(to_bytes(recipe.codec.decode(x))))
         except (NumericalError, DiskError) as error:  # training itself is well
             self.events.add("preview_failed", state.step, error=str(error))
             warn(f"no preview of step {state.step}: {error}")

@@ -60,13 +60,12 @@ def train(
     all processes that torchrun started. Checkpoints come every `checkpoint_every` steps and at the end, previews with
     them or every `preview_every`; `keep` says which stay. `log` names copies of the statistics (tensorboard, wandb,
     trackio). A step that is not finite is left out; `guard` says when weights go back to a checkpoint, and when
-    training stops with a report. SIGINT, SIGTERM and SIGUSR1 save and raise Stopped. `progress` is called in the main
-    process; `source` is recorded with the data, `notices` in events.jsonl. Raises NearzeroError, in one line.
+    training stops with a report. SIGINT, SIGTERM and SIGUSR1 raise Stopped once saved. `progress` is called in the main
+    process; `source` is recorded with the data, `notices` in events.jsonl. Raises NearzeroError.
     """
     out, engine, guard = Path(out), Engine(device) if engine is None else engine, guard or Guard()
     with engine.together():
-        recipe = _checked(recipe, images, seed, checkpoint_every, preview_every, log)
-        engine.rows(recipe.training.batch)
+        recipe = _checked(recipe, images, engine, seed, checkpoint_every, preview_every, log)
     engine.first(lambda: check_folder(out, resume=resume, overwrite=overwrite))
     state = TrainingState(recipe, seed, engine.device, engine)
     with contextlib.ExitStack() as stack:
@@ -74,6 +73,7 @@ def train(
         run, book = _open(stack, state, images, out, seed, guard, keep, log, notices, overwrite, kind)
         stopping = stack.enter_context(stop_on_signals())
         stack.enter_context(memory_advice(recipe.training.batch, engine.accumulation, engine.processes))
+        _make_up(state, book, preview_every or checkpoint_every)
         for now in steps(state, recipe, images, seed, guard):
             if book is not None:
                 book.add(now, state, guard)
@@ -127,7 +127,13 @@ def _open(
 
 
 def _checked(
-    recipe: Recipe, images: Images, seed: int, checkpoint_every: int, preview_every: int | None, log: Sequence[str]
+    recipe: Recipe,
+    images: Images,
+    engine: Engine,
+    seed: int,
+    checkpoint_every: int,
+    preview_every: int | None,
+    log: Sequence[str],
 ) -> Recipe:
     """The recipe with its codec fitted to the images. Raises for arguments outside their laws."""
     check_fit(recipe, images)
@@ -137,6 +143,7 @@ def _checked(
         if every is not None and every < 1:
             raise ArgumentError(f"{name} must be at least 1, got {every}")
     check_sinks(log)
+    engine.rows(recipe.training.batch)
     recipe = replace(recipe, codec=fitted(recipe.codec, images.pixels, mirrored=recipe.training.flip))
     encode(recipe)  # what cannot be saved, and then what does not work, fails before the folder is touched
     try_recipe(recipe)
@@ -243,6 +250,13 @@ def _save(
         book.events.add("weights_not_finite", state.step, error=str(failure), **guard.state())
     roll_back(state, run, book, guard, seed)
     _save(state, run, book, guard, seed, regular=regular, wait=wait)
+
+
+def _make_up(state: TrainingState, book: Book | None, shown: int) -> None:
+    """Draws the preview of the checkpoint to go on from, where a kill came between the two."""
+    due = state.step > 0 and (state.step == state.training.steps or state.step % shown == 0)
+    if due and state.engine.any(book is not None and not book.picture(state.step).exists())[0]:
+        _preview(state, book)
 
 
 def _preview(state: TrainingState, book: Book | None) -> None:
