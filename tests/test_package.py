@@ -22,7 +22,7 @@ TREES = {path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text(encoding=
 
 AXES = ("process", "parameterization", "conditioning", "times", "weighting", "grid", "solvers")
 LAYERS = (
-    ("errors", "files", "registry", "randomness"),
+    ("errors", "files", "registry", "randomness", "pickled"),
     ("level",),
     AXES,
     ("denoiser", "rescaled", "guidance", "oracle", "codec", "shifted"),
@@ -114,7 +114,7 @@ def test_errors_import_nothing_of_ours():
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("diffusers", ("networks/unet.py", "interop/")),
+        ("diffusers", ("networks/unet.py", "networks/pretrained.py", "interop/")),
         ("accelerate", ("training/engine.py",)),
         ("click", ("cli/",)),
         ("rich", ("cli/",)),
@@ -126,9 +126,12 @@ def test_heavy_packages_have_one_home(package, homes):
     assert {file for file in users if not file.startswith(homes)} == set()
 
 
+STARTS_PROGRAMS = ("data/client.py", "interop/quarantine.py")  # a fixed list of arguments, no shell
+
+
 @files
 def test_nothing_runs_what_a_file_says(file):
-    """No pickle, marshal, shelve, yaml or subprocess, no torch.load, eval, exec or compile, no shell=True, no allow_pickle."""
+    """No pickle, marshal, shelve or yaml, no subprocess but where it is named above, no torch.load, eval, exec or compile, no shell=True, no allow_pickle."""
     banned = {
         "pickle",
         "cPickle",
@@ -144,6 +147,7 @@ def test_nothing_runs_what_a_file_says(file):
         "torch.hub",
         "joblib",
     }
+    banned -= {"subprocess"} if file in STARTS_PROGRAMS else set()
     assert {name for name in imports(file) if name in banned or name.split(".")[0] in banned} == set()
     for node in ast.walk(TREES[file]):
         if isinstance(node, ast.Call):

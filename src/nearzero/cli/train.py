@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from nearzero.training.step import Progress
 
 DATA_HELP = (
-    "Folder or .zip of PNG, JPEG or WebP images, subfolders being classes; .npz or .npy array; or fashion-mnist.  "
-    "[default: 2,000 embedded Fashion-MNIST images]"
+    "Folder or .zip of PNG, JPEG or WebP images, subfolders being classes; .npz or .npy array; or a name such as "
+    "cifar10 (nearzero data list).  [default: 2,000 embedded Fashion-MNIST images]"
 )
 ACCUMULATE_HELP = "Compute a batch in A parts, one after the other: less memory, the same training.  [default: 1]"
 CAST_HELP = "Of the network's own arithmetic.  [default: no]"

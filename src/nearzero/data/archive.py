@@ -48,6 +48,13 @@ def read_archive(
     """
     path = Path(path)
     how = Reading(size, channels, bad, on_bad, progress)
+    with archive_members(path) as members:
+        return read_members(members, "archive", path.stem, how)
+
+
+@contextlib.contextmanager
+def archive_members(path: Path) -> Iterator[list[Member]]:
+    """Every file of a .zip that counts as one of its images, in order, while it is open. Raises DataError."""
     with opened(path, MAX_ENTRY_BYTES) as (archive, entries):
         members = []
         for parts, entry in _below(entries, path.stem):
@@ -58,7 +65,7 @@ def read_archive(
             members.append(Member(_name(path, entry), parts, lambda entry=entry: io.BytesIO(_read(archive, entry))))
         if not members:
             raise DataError(f"{shown(path)} holds no images; {TAKES}")
-        return read_members(sorted(members, key=lambda member: member.parts), "archive", path.stem, how)
+        yield sorted(members, key=lambda member: member.parts)
 
 
 @contextlib.contextmanager

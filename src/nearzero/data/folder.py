@@ -22,7 +22,10 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 64_000_000
 BAD_IN = 1000  # skip and replace allow one bad image in so many, and one always
 NAMED = 3  # how many bad images an error names
-TAKES = "--data takes a folder of PNG, JPEG or WebP files, a .zip of them, or an .npz or .npy array"
+TAKES = (
+    "--data takes a folder of PNG, JPEG or WebP files, a .zip of them, an .npz or .npy array, or a name of "
+    "nearzero data list"
+)
 _NOT_OURS = {"thumbs.db", "desktop.ini"}  # what file managers leave behind
 
 Bad = Literal["error", "skip", "replace"]
@@ -103,8 +106,12 @@ def read_folder(
     """
     folder = Path(folder)
     how = Reading(size, channels, bad, on_bad, progress)
-    members = [Member(shown(path), path.relative_to(folder).parts, lambda path=path: path) for path in _list(folder)]
-    return read_members(members, "folder", folder.resolve().name, how)
+    return read_members(folder_members(folder), "folder", folder.resolve().name, how)
+
+
+def folder_members(folder: Path) -> list[Member]:
+    """Every file below a folder that counts as one of its images, in order. Raises DataError where there is none."""
+    return [Member(shown(path), path.relative_to(folder).parts, lambda path=path: path) for path in _list(folder)]
 
 
 def is_hidden(part: str) -> bool:
@@ -136,7 +143,7 @@ def read_members(members: Sequence[Member], place: str, name: str, how: Reading)
     chosen = _settle(members, found, place, how)
     arrays = [array for i in chosen if isinstance(array := found[i], np.ndarray)]
     _check_alike([members[i].name for i in chosen], arrays)
-    labels, classes = _labels([member.parts for member in members], chosen)
+    labels, classes = labels_of([member.parts for member in members], chosen)
     return Images(as_tensor(arrays), labels, classes, name)
 
 
@@ -154,6 +161,12 @@ def _decode_all(members: Sequence[Member], place: str, how: Reading) -> list[np.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return found
+
+
+def look(member: Member, place: str, how: Reading) -> np.ndarray | str:
+    """A file's pixels, uint8 (H, W) or (H, W, 3), or why it is no readable image."""
+    found = _try(member, place, how)
+    return found if isinstance(found, np.ndarray) else found.reason
 
 
 def _try(member: Member, place: str, how: Reading) -> np.ndarray | _Unreadable:
@@ -249,7 +262,7 @@ def _check_alike(names: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
                 raise DataError(f"{name} {what.format(kind)} while most images are {usual}; {remedy}")
 
 
-def _labels(parts: Sequence[tuple[str, ...]], chosen: Sequence[int]) -> tuple[torch.Tensor | None, tuple[str, ...]]:
+def labels_of(parts: Sequence[tuple[str, ...]], chosen: Sequence[int]) -> tuple[torch.Tensor | None, tuple[str, ...]]:
     """Classes of all files, so that a bad one moves no label, and the labels of the chosen."""
     if any(len(parts[i]) == 1 for i in chosen):
         return None, ()
