@@ -508,7 +508,7 @@ def world(tmp_path_factory, trained):
 
 RUN = "run --data pictures"
 BAD = {
-    "": (2, "RUN"),
+    "": (2, "PATH"),
     "none --data pictures": (4, "none does not exist; make a run with"),
     "folder --data pictures": (4, "folder is no run folder.*make a run with"),
     "file --data pictures": (4, "file is no run folder"),

@@ -9,8 +9,8 @@ import torch
 
 import nearzero as nz
 from nearzero.errors import ArgumentError, CheckpointError
-from nearzero.interop import folder as reading
 from nearzero.interop.imported import from_diffusers
+from nearzero.interop.pipelines import PIPELINES
 from nearzero.registry import decode, encode
 from nearzero.shifted import OffsetGrid, ShiftedGrid
 from test_interop_models import CASES, FLOW, IMAGE, unet, write
@@ -375,7 +375,7 @@ DAMAGE = {
     "no scheduler": (lambda at: shutil.rmtree(at / "scheduler"), "scheduler_config.json is missing; save the pipeline's scheduler"),
     "bad scheduler": (lambda at: edit(at / SCHEDULER, beta_schedule="mine"), "cannot make this DDPMScheduler"),
     "steps": (lambda at: edit(at / SCHEDULER, num_train_timesteps="ten"), "num_train_timesteps is 'ten'"),
-    "pickled": (pickled, "diffusion_pytorch_model.bin is a pickle, which can run code .* save_pretrained"),
+    "pickled": (pickled, "diffusion_pytorch_model.bin is a pickle, which can run code .* nearzero convert"),
     "no weights": (lambda at: (at / "unet/diffusion_pytorch_model.safetensors").unlink(), "holds no diffusion_pytorch_model"),
     "shard outside": (lambda at: shards(at, "../x.safetensors"), "names '../x.safetensors', no safetensors file beside it"),
     "pickled shard": (lambda at: shards(at, "x.bin"), "names 'x.bin'"),
@@ -446,4 +446,4 @@ def test_an_unknown_pipeline_is_refused(monkeypatch):
 
 def test_every_pipeline_of_the_table_exists():
     """The closed table of pipelines names classes of diffusers."""
-    assert [name for name in reading.PIPELINES if not hasattr(diffusers, name)] == []
+    assert [name for name in PIPELINES if not hasattr(diffusers, name)] == []

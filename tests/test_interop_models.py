@@ -11,7 +11,7 @@ import torch
 import nearzero as nz
 from nearzero.errors import ArgumentError
 from nearzero.interop.imported import from_diffusers
-from nearzero.interop.models import ARCHITECTURES
+from nearzero.networks.foreign import ARCHITECTURES
 from nearzero.interop.schedule import SCHEDULERS
 
 B, TEXT = 2, {"encoder_hidden_states": (5, 12)}

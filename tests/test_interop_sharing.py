@@ -9,7 +9,7 @@ import torch
 import nearzero as nz
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.interop.imported import from_diffusers
-from nearzero.interop.models import ARCHITECTURES
+from nearzero.networks.foreign import ARCHITECTURES
 from nearzero.interop.sharing import Stairs, share_timesteps, unshare
 from test_interop_models import CASES, FLOW, GUIDANCE, SIZES, XL, Case, plain, unet
 

@@ -76,7 +76,11 @@ _NAMES = {
     "training.loop": ["train"],
     "interop.imported": ["from_diffusers"],
     "interop.sharing": ["share_timesteps", "unshare"],
+    "interop.export": ["to_diffusers"],
+    "interop.finetune": ["finetune"],
 }
+_DIFFUSERS = ["ModelMixin", "SchedulerMixin", "NearzeroModel", "NearzeroPipeline"]
+"""What diffusers looks up in a package that model_index.json names, besides Shared<its own class>."""
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _MODULES = ["errors", "recipes"]
 
@@ -86,6 +90,8 @@ __all__ = ["__version__", *_HOME, *_MODULES]  # pyright: ignore[reportUnsupporte
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"nearzero.{_HOME[name]}"), name)
+    if name in _DIFFUSERS or (name.startswith("Shared") and name.endswith("Model")):
+        return getattr(importlib.import_module("nearzero.interop.exported"), name)
     if name in _MODULES:
         return importlib.import_module(f"nearzero.{name}")
     raise AttributeError(f"module 'nearzero' has no attribute {name!r}")

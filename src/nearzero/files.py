@@ -152,7 +152,7 @@ def write_parts(path: Path, parts: Iterable[Any], check: Callable[[], None] = la
     return size, state.hexdigest()
 
 
-def safetensors(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+def safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[Any]:
     """The bytes of a safetensors file, part by part: contiguous tensors on the CPU are not copied.
 
     Length of the header (8 bytes, little-endian), header (JSON, padded to 8 bytes), numbers; wide types first, so that
@@ -163,7 +163,8 @@ def safetensors(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
             raise ArgumentError(f"{name} holds {tensor.dtype}; a checkpoint takes {', '.join(map(str, DTYPES))}")
     kinds = list(DTYPES)
     order = sorted(tensors, key=lambda name: (kinds.index(tensors[name].dtype), name))
-    header, start = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
     for name in order:
         tensor = tensors[name]
         end = start + tensor.nbytes

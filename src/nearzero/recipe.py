@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import nearzero.shifted  # noqa: F401  (its grids join the registry)
+import nearzero.networks.pretrained  # it joins the registry, as the grids of the next do
+import nearzero.shifted  # noqa: F401
 from nearzero.codec import Centred, Codec, fitted
 from nearzero.conditioning import Conditioning
 from nearzero.denoiser import Denoiser

@@ -138,6 +138,14 @@ class Run:
 
         Raises CheckpointError before the first checkpoint, ArgumentError for an average that it does not hold.
         """
+        path = self.weights(ema)
+        with torch.random.fork_rng(devices=[]):  # the fresh weights are thrown away; leave the caller's generator alone
+            denoiser = self.recipe.denoiser()
+        load_weights(denoiser.network, path)
+        return denoiser.to(device).eval()
+
+    def weights(self, ema: bool | str = True) -> Path:
+        """The file whose weights `denoiser(ema=...)` has. Raises as it does."""
         checkpoint = self.checkpoint()
         if checkpoint is None:
             raise CheckpointError(
@@ -146,10 +154,7 @@ class Run:
         name = ema if isinstance(ema, str) else "ema" if ema else "weights"
         if isinstance(ema, str) and ema not in (known := self.averages()):
             raise ArgumentError(f"{checkpoint} holds no average {ema!r}; {did_you_mean(ema, known)}")
-        with torch.random.fork_rng(devices=[]):  # the fresh weights are thrown away; leave the caller's generator alone
-            denoiser = self.recipe.denoiser()
-        load_weights(denoiser.network, checkpoint / f"{name}.safetensors")
-        return denoiser.to(device).eval()
+        return checkpoint / f"{name}.safetensors"
 
     def sample(
         self,

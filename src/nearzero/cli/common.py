@@ -70,6 +70,20 @@ def pick_device(name: str) -> str:
     return name
 
 
+def parse_share(text: str) -> tuple[float, int]:
+    """An interval and a number of cells as "100/5". Raises ArgumentError for anything else.
+
+    >>> parse_share("100/5")
+    (100, 5)
+    """
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})\s*/\s*(\d{1,6})\s*", text)
+    if match is None or not float(match[1]) or not int(match[2]):
+        raise ArgumentError(
+            f"--share {text!r}: write INTERVAL/CELLS, as in 100/5: five cells of the first 100 timesteps"
+        )
+    return float(match[1]) if "." in match[1] else int(match[1]), int(match[2])
+
+
 def parse_seeds(text: str) -> list[int]:
     """Seeds as "0-63" or "1,5,10-12". Raises ArgumentError for anything else, repetitions and more than a million.
 

@@ -81,10 +81,10 @@ def command(
     """
     if not nll:
         raise ArgumentError("name what to measure: --nll")
+    from nearzero.interop.pipeline_run import open_run
     from nearzero.nll import evaluate
-    from nearzero.run import Run
 
-    loaded, chosen, device = Run.load(run), method or "ode", pick_device(device)
+    loaded, chosen, device = open_run(run), method or "ode", pick_device(device)
     file = out or run / f"nll-{chosen}.json"
     _check_targets(file, html)
     images = run_images(loaded, data)

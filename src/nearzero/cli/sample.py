@@ -76,11 +76,11 @@ def command(
     _check(run, asked)
     device = _device(device, shard)
 
+    from nearzero.interop.pipeline_run import open_run
     from nearzero.production import produce
-    from nearzero.run import Run
 
     _check_out(out)
-    loaded = Run.load(run).pinned()
+    loaded = open_run(run).pinned()
     _check_apart(loaded, out)
     production = _production(loaded, asked)
     with reporting("sampling", "images") as show:
@@ -167,8 +167,8 @@ def _device(name: str, shard: tuple[int, int]) -> str:
 
 def _production(run: Run, asked: dict[str, Any]) -> Production:
     """What was asked for, the recipe's where it was not."""
+    from nearzero.interop.pipeline_run import open_run
     from nearzero.production import Guide, Production
-    from nearzero.run import Run
 
     recipe, steps = run.recipe, asked["steps"]
     levels = {name: asked[name] for name in ("sigma_min", "sigma_max", "rho")}
@@ -177,7 +177,7 @@ def _production(run: Run, asked: dict[str, Any]) -> Production:
     if asked["guide"] is not None:
         between = asked["guidance_interval"]
         between = None if between is None else choices.interval(between)
-        guide = Guide(Run.load(asked["guide"]).pinned(), asked["guidance"], between)
+        guide = Guide(open_run(asked["guide"]).pinned(), asked["guidance"], between)
     return Production(
         run,
         solver=choices.solver(asked["solver"], recipe, asked["eta"], asked["churn"]),

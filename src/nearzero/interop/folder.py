@@ -6,21 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
+from nearzero.conditioning import Shared
 from nearzero.errors import CheckpointError
 from nearzero.files import MAX_JSON_BYTES
-from nearzero.interop.models import ARCHITECTURES
+from nearzero.interop.pipelines import predictor
 from nearzero.interop.schedule import SCHEDULERS
+from nearzero.interop.sharing import shared_by, unshare
+from nearzero.interop.table import without_table
+from nearzero.networks.foreign import ARCHITECTURES
 from nearzero.process.discrete import MAX_STEPS
-
-PIPELINES = {
-    **dict.fromkeys(("DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "LDMPipeline", "ScoreSdeVePipeline"), "unet"),
-    **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"), "unet"),
-    **dict.fromkeys(("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"), "unet"),
-    **dict.fromkeys(("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"), "transformer"),
-    **dict.fromkeys(("FluxPipeline", "FluxImg2ImgPipeline"), "transformer"),
-    **dict.fromkeys(("PixArtAlphaPipeline", "PixArtSigmaPipeline", "DiTPipeline"), "transformer"),
-}
-"""The closed table: class of a pipeline -> the component that predicts."""
 
 OLD = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 """What diffusers once saved as Transformer2DModel, by its norm_type."""
@@ -29,21 +25,60 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 WANTED = ("*.json", "diffusion_pytorch_model*.safetensors")
 
 
-def predictor(name: object) -> str:
-    """The component of a pipeline that predicts. Raises CheckpointError for an unknown class."""
-    if not isinstance(name, str) or name not in PIPELINES:
-        raise CheckpointError(f"{name} is no pipeline that nearzero knows; known: {', '.join(PIPELINES)}")
-    return PIPELINES[name]
+def vae(folder: Path) -> Any:
+    """The AutoencoderKL of a pipeline's folder. Raises CheckpointError for another class, and as `load` does."""
+    import diffusers
+
+    name = _class(read_index(folder).get("vae"), "vae", ("AutoencoderKL",))
+    place = _place(folder, "vae")
+    _object(place / "config.json", "save the VAE anew with save_pretrained")
+    _check_weights(place)
+    return _pretrained(getattr(diffusers, name), place)
 
 
-def load(folder: Path) -> tuple[Any, Any]:
-    """(model, scheduler) of a pipeline's folder; text encoders and VAE are not read.
+RUN = "NearzeroPipeline"
+"""The class of a pipeline that holds a run, with axes that no scheduler of diffusers has."""
 
-    Raises CheckpointError for an unknown or foreign class, pickled or incomplete weights, and what is missing.
+
+def holds_run(folder: Path) -> bool:
+    """Whether a pipeline's folder is an exported run. Raises CheckpointError where it is no pipeline's."""
+    return read_index(folder).get("_class_name") == RUN
+
+
+def load_run(folder: Path) -> Any:
+    """The NearzeroModel of an exported run. Raises CheckpointError where it is incomplete or damaged."""
+    from nearzero.interop.exported import NearzeroModel
+
+    place = folder / "model"
+    _object(place / "config.json", "export the run anew")
+    _check_weights(place)
+    return _pretrained(NearzeroModel, place)
+
+
+def load(folder: Path) -> tuple[Any, Any, Shared | None]:
+    """(model, scheduler, sharing) of a pipeline's folder; text encoders and VAE are not read.
+
+    Where the folder is an export of nearzero's with shared timesteps, the model is the one that was shared, without a
+    table or a hook, and `sharing` is what it is to be told. Raises CheckpointError for an unknown or foreign class,
+    pickled or incomplete weights, and what is missing.
     """
-    index = _object(folder / "model_index.json", "give the folder of a whole pipeline, or a pair (model, scheduler)")
+    index = read_index(folder)
     part = predictor(index.get("_class_name"))
-    return _model(folder, part, index.get(part)), _scheduler(folder, index.get("scheduler"))
+    model, sharing = _model(folder, part, index.get(part))
+    return model, _scheduler(folder, index.get("scheduler")), sharing
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The content of model_index.json. Raises CheckpointError."""
+    return _object(folder / "model_index.json", "give the folder of a whole pipeline, or a pair (model, scheduler)")
+
+
+def weights_of(folder: Path) -> Path:
+    """The file of the predicting model's weights, or the index that names its parts."""
+    index = read_index(folder)
+    place = _place(folder, predictor(index.get("_class_name")))
+    parts = place / "diffusion_pytorch_model.safetensors.index.json"  # which diffusers prefers to the one file
+    return parts if parts.is_file() else place / "diffusion_pytorch_model.safetensors"
 
 
 def download(repository: str) -> Path:
@@ -72,19 +107,26 @@ def _object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _class(entry: object, what: str, known: tuple[str, ...]) -> str:
-    """The class of diffusers that model_index.json names. Raises CheckpointError for a class of anything else."""
-    if not (isinstance(entry, list) and len(entry) == 2 and entry[0] == "diffusers" and entry[1] in known):
-        raise CheckpointError(f"model_index.json names {entry} as {what}; known, of diffusers: {', '.join(known)}")
-    return entry[1]
+    """The class of diffusers that model_index.json names, or of which it names nearzero's Shared one.
+
+    Raises CheckpointError for a class of anything else.
+    """
+    library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+    if library == "nearzero" and isinstance(name, str) and name.removeprefix("Shared") in ARCHITECTURES:
+        return name
+    if library != "diffusers" or name not in known:
+        raise CheckpointError(
+            f"model_index.json names {entry!r:.200} as {what}; known, of diffusers: {', '.join(known)}"
+        )
+    return name
 
 
 def _place(folder: Path, part: str) -> Path:
     return folder / part if (folder / part).is_dir() else folder  # the first pipelines kept all files in one
 
 
-def _model(folder: Path, part: str, entry: object) -> Any:
-    import diffusers
-
+def _model(folder: Path, part: str, entry: object) -> tuple[Any, Shared | None]:
+    """The model of a folder, and how its export shared it."""
     name = _class(entry, part, (*ARCHITECTURES, "Transformer2DModel"))
     place = _place(folder, part)
     config = _object(place / "config.json", "save the model anew with save_pretrained")
@@ -93,21 +135,49 @@ def _model(folder: Path, part: str, entry: object) -> Any:
         raise CheckpointError(f"{place / 'config.json'} is of a {inside}, model_index.json says {name}; restore one")
     if name == "Transformer2DModel":
         name = OLD.get(str(config.get("norm_type")), inside)
-    if name not in ARCHITECTURES:
+    if name.removeprefix("Shared") not in ARCHITECTURES:
         raise CheckpointError(f"{place}: {name} is no model that nearzero knows; known: {', '.join(ARCHITECTURES)}")
     _check_weights(place)
+    model = _weights(place, name)
+    if name.startswith("Shared"):
+        sharing = shared_by(model)
+        unshare(model)
+        return model, sharing
+    return without_table(model, _metadata(place))
+
+
+def _weights(place: Path, name: str) -> Any:
+    """The model of a class, with all its weights."""
+    import diffusers
+
+    from nearzero.interop.exported import SHARED
+
+    return _pretrained(SHARED.get(name) or getattr(diffusers, name), place)
+
+
+def _pretrained(kind: Any, place: Path) -> Any:
+    """What a class of diffusers' kind loads. Raises CheckpointError where a weight is missing or does not fit."""
     try:
-        model, report = getattr(diffusers, name).from_pretrained(
+        model, report = kind.from_pretrained(
             place, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # a wrong config fails in as many ways as there are options
         reason = _first_line(error)
         raise CheckpointError(
-            f"{place}: diffusers cannot load this {name}: {reason}; restore or save it anew"
+            f"{place}: diffusers cannot load this {kind.__name__}: {reason}; restore or save it anew"
         ) from error
     if missing := report["missing_keys"]:
         raise CheckpointError(f"{place}: {len(missing)} weights are missing, {sorted(missing)[0]} first; restore them")
     return model
+
+
+def _metadata(place: Path) -> dict[str, str]:
+    """What the header of the weights says besides the tensors; of weights in parts nothing."""
+    path = place / "diffusion_pytorch_model.safetensors"
+    if not path.is_file():
+        return {}
+    with safe_open(path, framework="pt") as weights:
+        return weights.metadata() or {}
 
 
 def _check_weights(place: Path) -> None:
@@ -118,8 +188,9 @@ def _check_weights(place: Path) -> None:
             pickled = sorted(path.name for pattern in PICKLED for path in place.glob(pattern))
             if pickled:
                 raise CheckpointError(
-                    f"{place / pickled[0]} is a pickle, which can run code when it is read; if you trust it, load it "
-                    "with diffusers elsewhere and save it with save_pretrained(folder, safe_serialization=True)"
+                    f"{place / pickled[0]} is a pickle, which can run code when it is read; take its tensors out with: "
+                    f"nearzero convert {place / pickled[0]} OUT --i-trust-this-file, and put OUT/weights.safetensors "
+                    "here as diffusion_pytorch_model.safetensors"
                 )
             raise CheckpointError(f"{place} holds no diffusion_pytorch_model.safetensors; save it with save_pretrained")
         shards = _object(index, "save the model anew").get("weight_map")

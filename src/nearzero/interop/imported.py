@@ -6,26 +6,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nearzero.conditioning import Shared
 from nearzero.denoiser import Denoiser
 from nearzero.errors import CheckpointError
 from nearzero.grid import Grid
 from nearzero.interop.folder import download as from_hub
-from nearzero.interop.folder import load, predictor
-from nearzero.interop.models import Asked, AskedFlux, AskedUNet, architecture, time_embedding
+from nearzero.interop.folder import holds_run, load, load_run
+from nearzero.interop.pipelines import pipeline_parts
 from nearzero.interop.schedule import Schedule, read_schedule
+from nearzero.networks.foreign import Asked, AskedFlux, AskedUNet, architecture, time_embedding
 
 
 class Imported(Denoiser):
     """A model of diffusers as a Denoiser: `model` is the model itself, `schedule` what its scheduler said."""
 
-    def __init__(self, network: Asked, schedule: Schedule) -> None:
-        super().__init__(network, schedule.process, schedule.parameterization, schedule.conditioning)
+    def __init__(self, network: Asked, schedule: Schedule, sharing: Shared | None = None) -> None:
+        super().__init__(network, schedule.process, schedule.parameterization, sharing or schedule.conditioning)
         self.schedule = schedule
+
+    @property
+    def asked(self) -> Asked:
+        """The network: the model behind the door through which it is asked."""
+        return self.get_submodule("network")  # pyright: ignore[reportReturnType]
 
     @property
     def model(self) -> Any:
         """diffusers' own module."""
-        return self.network.model
+        return self.asked.model
 
     def grid(self, shape: Sequence[int] | None = None) -> Grid:
         """The grid of the scheduler's config: its timestep spacing, or its shift for flow matching.
@@ -49,13 +56,22 @@ def from_diffusers(source: Any, *, download: bool = False) -> Imported:
     the time goes in as condition, under diffusers' names: class_labels, encoder_hidden_states, pooled_projections,
     text_embeds, time_ids.
 
+    A folder that `to_diffusers` wrote gives its sharing back, as the conditioning Shared.
+
     Raises CheckpointError for a model, scheduler or pipeline that is unknown, foreign, incomplete or pickled, and for
     epsilon prediction with zero terminal SNR.
 
         denoiser = nz.from_diffusers("google/ddpm-cifar10-32", download=True)
         images = nz.sample(denoiser, (3, 32, 32), solver=nz.DDIM(), grid=denoiser.grid(), steps=50, seeds=range(4))
     """
-    model, scheduler = _pair(source, download)
+    if isinstance(source, (str, Path)) and not download and Path(source).is_dir() and holds_run(Path(source)):
+        return load_run(Path(source)).denoiser
+    model, scheduler, sharing = _parts(source, download)
+    return _imported(model, scheduler, sharing)
+
+
+def _imported(model: Any, scheduler: Any, sharing: Shared | None) -> Imported:
+    """The axes of a model, from its scheduler. Raises CheckpointError where the two do not go together."""
     config = getattr(scheduler, "config", None)
     if config is None:
         raise CheckpointError(f"a scheduler of diffusers with its config is needed, got {type(scheduler).__name__}")
@@ -68,13 +84,13 @@ def from_diffusers(source: Any, *, download: bool = False) -> Imported:
     if fourier != schedule.fourier:
         told = "a noise level" if fourier else "timesteps"
         raise CheckpointError(f"this model is told {told}, which {schedule.name} does not tell; pair it with its own")
-    return Imported(kind.asked(model, flow=schedule.flow, steps=schedule.steps), schedule)
+    return Imported(kind.asked(model, flow=schedule.flow, steps=schedule.steps), schedule, sharing)
 
 
-def _pair(source: Any, download: bool) -> tuple[Any, Any]:
-    """(model, scheduler). Raises CheckpointError where there are none."""
+def _parts(source: Any, download: bool) -> tuple[Any, Any, Shared | None]:
+    """(model, scheduler, how an export shared it). Raises CheckpointError where there are none."""
     if isinstance(source, tuple) and len(source) == 2:
-        return source
+        return (*source, None)
     if isinstance(source, (str, Path)):
         if download:
             return load(from_hub(str(source)))
@@ -82,15 +98,7 @@ def _pair(source: Any, download: bool) -> tuple[Any, Any]:
             raise CheckpointError(f"{source} is no folder; for a repository of the hub say download=True")
         return load(Path(source))
     if isinstance(getattr(source, "components", None), dict):
-        return pipeline_parts(source)
+        return (*pipeline_parts(source), None)
     raise CheckpointError(
         f"expected a pipeline of diffusers, a pair (model, scheduler) or a folder, got {type(source).__name__}"
     )
-
-
-def pipeline_parts(pipeline: Any) -> tuple[Any, Any]:
-    """(model, scheduler) of a pipeline of a known class, or of one derived from it."""
-    names = [kind.__name__ for kind in type(pipeline).__mro__ if kind.__module__.startswith("diffusers.")]
-    known = (name for name in names if name != "DiffusionPipeline")
-    part = predictor(next(known, type(pipeline).__name__))
-    return pipeline.components[part], pipeline.components["scheduler"]

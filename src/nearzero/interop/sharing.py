@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from nearzero.conditioning import LogSigma, Shared, Time, Timestep
 from nearzero.errors import ArgumentError
-from nearzero.interop.imported import pipeline_parts
-from nearzero.interop.models import Asked, architecture, embedding_modules, time_embedding, unwrapped
+from nearzero.interop.pipelines import pipeline_parts
 from nearzero.interop.schedule import read_schedule
+from nearzero.networks.foreign import Asked, architecture, embedding_modules, time_embedding, unwrapped
 from nearzero.process import KarrasVE, StraightPath
 
 
@@ -26,8 +26,11 @@ class Stairs:
     """
 
     def __init__(self, shared: Shared, *, fourier: bool, end: float) -> None:
+        self.shared = shared
         process = KarrasVE(end) if fourier else StraightPath()
-        times = torch.tensor(shared.edges(process), dtype=torch.float64)
+        times = torch.tensor(
+            shared.edges(process), dtype=torch.float64, device="cpu"
+        )  # also where models are made on meta
         level = process(times)
         alone, told = shared.inner(times, level), shared(times, level)
         near = 1 + 1e-6  # the rounding that the docstring states
@@ -68,14 +71,15 @@ class Sharing:
         _remove(self.model)
 
 
-def share_timesteps(source: Any, *, interval: float, cells: int, steps: int = 1000) -> Sharing:
+def share_timesteps(source: Any, *, interval: float, cells: int, steps: int = 1000) -> Any:
     """Tells a model of diffusers one timestep for each cell near t = 0, as E-TSDM does; the weights stay as they are.
 
     `source` is a model, a pipeline, or what `from_diffusers` made. A hook on the module that embeds the timestep, and
     on no other, replaces the number: `Shared(Timestep(steps), interval=interval, cells=cells)` for models of DDPM's
     kind. `interval` is in the model's timesteps: of flow matching in sigma * steps, of a model with a Fourier
     embedding in sigma itself, whose first cell is told its upper edge. Every stage of a solver's step is told its own
-    cell: for two-stage solvers give Shared to the Denoiser instead, and not both. save_pretrained saves no hook.
+    cell: for two-stage solvers give Shared to the Denoiser instead, and not both. save_pretrained saves no hook:
+    `to_diffusers` writes what is shared. For a model that takes no hook give a scheduler (`share_scheduler`).
 
         with nz.share_timesteps(pipeline, interval=100, cells=5):
             images = pipeline(num_inference_steps=50).images
@@ -83,6 +87,10 @@ def share_timesteps(source: Any, *, interval: float, cells: int, steps: int = 10
     Raises ArgumentError for a model that is shared already and cells that are none; CheckpointError for an unknown one.
     Reference: Yang et al., Lipschitz singularities in diffusion models, ICLR 2024, Algorithm A2.
     """
+    from nearzero.interop.shared_scheduler import is_scheduler, share_scheduler
+
+    if is_scheduler(source):
+        return share_scheduler(source, interval=interval, cells=cells, steps=steps)
     model, flow, known = _find(source)
     modules = embedding_modules(model)
     fourier = time_embedding(model) == "fourier"
@@ -90,11 +98,16 @@ def share_timesteps(source: Any, *, interval: float, cells: int, steps: int = 10
         raise ArgumentError(f"this model counts {known} timesteps, not {steps}; say steps={known}")
     if _hooks(model):
         raise ArgumentError(f"this {type(model).__name__} is shared already; unshare it first")
+    if time_embedding(model) == "learned" and _has_equal_rows(model):
+        raise ArgumentError(
+            f"this {type(model).__name__} is shared already, by its table of timesteps; open its folder with "
+            "from_diffusers, which gives the model that it was made of"
+        )
     if isinstance(getattr(source, "conditioning", None), Shared):
         raise ArgumentError(
             "this Denoiser is shared already, by its conditioning; a hook would share what it tells again"
         )
-    shared = _shared(interval, cells, steps, flow=flow, fourier=fourier)
+    shared = shared_condition(interval, cells, steps, flow=flow, fourier=fourier)
     stairs = Stairs(shared, fourier=fourier, end=float(interval))
     for module in modules.values():
         module.register_forward_pre_hook(stairs)
@@ -104,12 +117,34 @@ def share_timesteps(source: Any, *, interval: float, cells: int, steps: int = 10
 
 def unshare(source: Any) -> None:
     """Undoes `share_timesteps`, without a trace. Raises ArgumentError for a model that is not shared."""
+    from nearzero.interop.shared_scheduler import is_scheduler, unshare_scheduler
+
+    if is_scheduler(source):
+        return unshare_scheduler(source)
     model = _find(source)[0]
     if not _remove(model):
         raise ArgumentError(f"this {type(model).__name__} is not shared")
 
 
-def _shared(interval: float, cells: int, steps: int, *, flow: bool, fourier: bool) -> Shared:
+def _has_equal_rows(model: nn.Module) -> bool:
+    """Whether a table of timesteps tells one number at two neighbouring timesteps."""
+    table: Any = model.get_parameter("time_proj.weight")
+    return bool((table[1:] == table[:-1]).all(1).any())
+
+
+def arguments(shared: Shared) -> dict[str, float]:
+    """What `share_timesteps` is called with to share so: interval, cells and, of timesteps, steps."""
+    inner, interval = shared.inner, shared.interval
+    if isinstance(inner, Timestep):
+        return {"interval": interval, "cells": shared.cells, "steps": inner.steps}
+    if isinstance(inner, Time):  # of flow matching, counted in sigma
+        steps = round(inner.scale)
+        return {"interval": round(interval * steps, 9), "cells": shared.cells, "steps": steps}
+    return {"interval": interval, "cells": shared.cells}
+
+
+def shared_condition(interval: float, cells: int, steps: int, *, flow: bool, fourier: bool) -> Shared:
+    """The Shared that a model of diffusers is told; `interval` counts its own timesteps, a Fourier model's in sigma."""
     if fourier:
         return Shared(LogSigma(1.0), interval=interval, cells=cells)
     inner = Timestep(steps)
@@ -135,6 +170,12 @@ def _find(source: Any) -> tuple[nn.Module, bool, int | None]:
         return unwrapped(model), schedule.flow, schedule.steps
     architecture(source)  # which raises, naming those that are known
     raise AssertionError
+
+
+def shared_by(model: nn.Module) -> Shared | None:
+    """How `share_timesteps` shares a model's timesteps; None where it does not."""
+    hooks = (hook for module, key in _hooks(model) if isinstance(hook := module._forward_pre_hooks[key], Stairs))
+    return next((hook.shared for hook in hooks), None)
 
 
 def _hooks(model: nn.Module) -> list[tuple[nn.Module, int]]:

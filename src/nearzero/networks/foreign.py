@@ -55,6 +55,10 @@ class Asked(nn.Module, ABC):
             )
         return self.ask(x.to(self.model.dtype), c, condition).to(x.dtype)
 
+    def checkpoint(self) -> None:
+        """Computes features again in the backward pass instead of keeping them: less memory, more time."""
+        self.model.enable_gradient_checkpointing()
+
 
 class AskedUNet(Asked):
     """UNet2DModel: images, with class labels where the model has classes."""

@@ -1,0 +1,110 @@
+"""Before and after sharing: what a network does near t = 0, told as it is and told by cells, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from nearzero.conditioning import Shared, Time, Timestep
+from nearzero.denoiser import Denoiser
+from nearzero.diagnostics.diagnosis import Diagnosis
+from nearzero.diagnostics.recommend import Recommendation, recommend
+from nearzero.errors import ArgumentError
+from nearzero.interop.imported import Imported
+from nearzero.interop.sharing import shared_condition
+
+CANNOT = (
+    "Sharing at inference alone makes the answer constant inside the cells, exactly and at no cost. It cannot undo "
+    "what the network learned: the change moves to the edges of the cells, and inside one the network is told a noise "
+    "level that its input does not have, for which it was not trained. Fine-tuning with the cells (nearzero finetune) "
+    "lets the network learn them; whether samples gain is then to be measured."
+)
+
+
+class Advice(NamedTuple):
+    """What the curve recommends, and the diagnosis of the same network with its timesteps shared, by name."""
+
+    recommendation: Recommendation | None
+    shared: dict[str, Diagnosis]
+    text: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        found = self.recommendation
+        return {"recommendation": None if found is None else vars(found), "advice": list(self.text)}
+
+
+def with_cells(denoiser: Denoiser, interval: float, cells: int) -> Denoiser:
+    """The same network, told one number for each of `cells` cells of the first `interval` timesteps.
+
+    Raises ArgumentError for a denoiser that is shared already, or has no timesteps to be shared.
+    """
+    inner = denoiser.conditioning
+    if isinstance(inner, Shared):
+        raise ArgumentError(f"this denoiser is shared already, {inner.interval:g}/{inner.cells}; leave --share out")
+    if isinstance(denoiser, Imported):
+        asked, fourier = denoiser.asked, denoiser.schedule.fourier
+        shared = shared_condition(interval, cells, asked.steps, flow=asked.flow, fourier=fourier)
+    elif isinstance(inner, Timestep):
+        shared = Shared(inner, interval=interval, cells=cells)
+    elif isinstance(inner, Time):
+        shared = Shared(inner, interval=interval / 1000 * denoiser.process.end, cells=cells)
+    else:
+        raise ArgumentError(f"{type(inner).__name__} tells no timesteps; share it in Python, by Shared")
+    return Denoiser(denoiser.network, denoiser.process, denoiser.parameterization, shared)
+
+
+def advise(
+    denoiser: Denoiser,
+    found: Diagnosis,
+    dim: int,
+    share: tuple[float, int] | None,
+    measure: Callable[[str, Denoiser], Diagnosis],
+) -> Advice:
+    """What to share, by the diagnosis of the network as it is, and `measure(name, denoiser)` of it with those cells.
+
+    `share` is what was asked for, (interval, cells); None takes what is recommended, and measures nothing where that
+    is nothing. A network that is shared already gets no advice.
+    """
+    inner = denoiser.conditioning
+    if isinstance(inner, Shared) and share is None:
+        return Advice(None, {}, (f"It is shared already: {inner}.",))
+    advised = recommend(found, dim) if isinstance(inner, Timestep | Time) else None
+    cells = share
+    if cells is None and advised is not None and advised.cells:
+        cells = (advised.interval, advised.cells)
+    text = () if advised is None else (_said(advised),)
+    if cells is None:
+        return Advice(advised, {}, text)
+    name = f"shared {cells[0]:g}/{cells[1]}"
+    told = with_cells(denoiser, *cells)
+    after = measure(name, told)
+    end = max(told.conditioning.edges(told.process))
+    return Advice(advised, {name: after}, (*text, _price(found, after, end), CANNOT))
+
+
+def _said(advised: Recommendation) -> str:
+    """The recommendation as a sentence."""
+    if not advised.cells:
+        return f"Recommended: nothing. {advised.why}."
+    return f"Recommended: --share {advised.interval}/{advised.cells}. {advised.why}."
+
+
+def _price(before: Diagnosis, after: Diagnosis, end: float) -> str:
+    """K and the loss up to the time `end` of the shared interval, before and after."""
+    near = after.lipschitz.between(0.0, end)
+    edges = f"{int((near.value > 0).sum())} of {len(near.value)} pairs of timesteps still move, the edges of the cells"
+    old, new = (_loss(one, end) for one in (before, after))
+    largest = before.lipschitz.between(0.0, end).max
+    return (
+        f"With these cells {edges}; the largest K goes from {largest:.3g} to {near.max:.3g}, and the "
+        f"mean loss up to t = {end:g} from {old:.4g} to {new:.4g}."
+    )
+
+
+def _loss(one: Diagnosis, end: float) -> float:
+    """The mean loss of the noise levels up to the time `end`."""
+    here: torch.Tensor = one.losses.value[one.losses.times <= end]
+    return here.mean().item()

@@ -1,0 +1,134 @@
+"""A pipeline of diffusers as a run: what the commands need of it, read from its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nearzero.codec import Pixels
+from nearzero.conditioning import Conditioning
+from nearzero.denoiser import Denoiser
+from nearzero.errors import ArgumentError, CheckpointError
+from nearzero.grid import Grid, TimestepGrid, UniformGrid
+from nearzero.interop.folder import holds_run, load_run, weights_of
+from nearzero.interop.imported import Imported, from_diffusers
+from nearzero.networks.pretrained import Pretrained
+from nearzero.recipe import Recipe, Training
+from nearzero.run import Run, is_run
+from nearzero.solvers import Solver
+from nearzero.solvers.exponential import DDIM, DPMSolverPP
+from nearzero.solvers.ode import Euler, Heun
+from nearzero.solvers.sde import Ancestral
+from nearzero.times import DiscreteTimes, UniformTimes
+from nearzero.weighting import Simple
+
+STEPS = 50
+"""Sampling steps of a pipeline, whose scheduler's config does not say how many."""
+
+TRAINING = Training(steps=1000, batch=16, learning_rate=1e-5, flip=False)
+"""How a pipeline is trained further, unless it is said otherwise."""
+
+SOLVERS: dict[str, Solver] = {
+    **dict.fromkeys(("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "ScoreSdeVeScheduler"), Euler()),
+    **dict.fromkeys(("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), Heun()),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"), DPMSolverPP()),
+}
+"""nearzero's solver for a class of scheduler; DDPM's is Ancestral, any other's DDIM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineRun(Run):
+    """A pipeline's folder where a run is expected: it has weights and a recipe, but no checkpoints and no history."""
+
+    network: nn.Module = field(compare=False)
+
+    def checkpoint(self) -> Path:
+        """The folder itself."""
+        return self.path
+
+    @property
+    def step(self) -> int:
+        """0: nobody says how long it was trained."""
+        return 0
+
+    def averages(self) -> list[str]:
+        """None: there is one set of weights."""
+        return []
+
+    def weights(self, ema: bool | str = True) -> Path:
+        """The file of the weights, or the index of its parts. Raises ArgumentError for an average by name."""
+        if isinstance(ema, str):
+            raise ArgumentError(f"{self.path} is a pipeline and holds no average {ema!r}")
+        return weights_of(self.path)
+
+    def denoiser(self, *, ema: bool | str = True, device: torch.device | str = "cpu") -> Denoiser:
+        """The pipeline's model in the recipe's axes."""
+        self.weights(ema)
+        return self.recipe.denoiser(self.network).to(device).eval()
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a folder is a pipeline of diffusers, and no run."""
+    return (Path(path) / "model_index.json").is_file() and not is_run(path)
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in a folder, or a pipeline of pixels in it as one. Raises CheckpointError for neither."""
+    path = Path(path)
+    if not is_pipeline(path):
+        return Run.load(path)
+    if holds_run(path):
+        model = load_run(path)
+        return PipelineRun(path, model.recipe, {}, 0, {}, network=model.network)
+    imported = from_diffusers(path)
+    return PipelineRun(path, recipe(imported, path.resolve().name), {}, 0, {}, network=imported.network)
+
+
+def recipe(imported: Imported, name: str, conditioning: Conditioning | None = None) -> Recipe:
+    """The recipe that a model of diffusers amounts to, to be trained on and sampled as its scheduler says.
+
+    Raises CheckpointError for a model of anything else than pixels in [-1, 1].
+    """
+    schedule, network = imported.schedule, imported.asked
+    if needed := network.needs():
+        raise CheckpointError(
+            f"{name}: this {type(network.model).__name__} must also be told {', '.join(needed)}, which no command can; "
+            "use nearzero.from_diffusers in Python, with condition={...}"
+        )
+    if schedule.fourier:
+        raise CheckpointError(f"{name}: models of {schedule.name} see pixels in [0, 1]; use nearzero.from_diffusers")
+    times = UniformTimes() if schedule.flow else DiscreteTimes()
+    return Recipe(
+        name=name,
+        process=imported.process,
+        parameterization=imported.parameterization,
+        conditioning=imported.conditioning if conditioning is None else conditioning,
+        times=times,
+        weighting=Simple(),
+        solver=solver(schedule.name, dict(schedule.config)),
+        grid=_grid(imported),
+        steps=min(STEPS, schedule.steps),
+        codec=Pixels(),
+        network=Pretrained.of(network),
+        training=TRAINING,
+    )
+
+
+def solver(name: str, config: dict[str, Any]) -> Solver:
+    """The solver that a scheduler stands for."""
+    if name in ("DDPMScheduler", "DDPMParallelScheduler"):
+        return Ancestral("upper" if "large" in str(config.get("variance_type")) else "lower")
+    return SOLVERS.get(name, DDIM())
+
+
+def _grid(imported: Imported) -> Grid:
+    """The scheduler's own grid, or, where no grid here is that, trailing timesteps."""
+    config = imported.model.config
+    try:
+        return imported.grid((config.in_channels, config.sample_size, config.sample_size))
+    except ArgumentError:
+        return UniformGrid() if imported.schedule.flow else TimestepGrid("trailing")
