@@ -98,7 +98,7 @@ def test_cells_are_in_timesteps_whatever_is_told(conditioning, shared):
     inner = nz.PointCloud(torch.zeros(1, 4)).denoiser(nz.DiscreteVP.linear())
     denoiser = nz.Denoiser(inner.network, inner.process, inner.parameterization, conditioning)
     assert with_cells(denoiser, 100, 5).conditioning == shared
-    with pytest.raises(ArgumentError, match="shared already, "):
+    with pytest.raises(CheckpointError, match="shared already, "):
         with_cells(with_cells(denoiser, 100, 5), 100, 5)
     other = nz.Denoiser(inner.network, inner.process, inner.parameterization, nz.LogSigma())
     with pytest.raises(ArgumentError, match="LogSigma tells no timesteps"):

@@ -88,7 +88,7 @@ def test_sharing_survives_save_and_load(healed, tmp_path):
 def test_a_further_fine_tuning_keeps_the_cells(healed, tmp_path):
     """An export is fine-tuned as it is told; other cells on top are refused."""
     to_diffusers(healed, tmp_path / "out")
-    with pytest.raises(ArgumentError, match="shared already, 100/5"):
+    with pytest.raises(CheckpointError, match="shared already, 100/5"):
         finetune(tmp_path / "out", pictures(12, 8, 3), tmp_path / "again", share=(50, 5), training=FEW)
     assert not (tmp_path / "again").exists()
     again = finetune(tmp_path / "out", pictures(12, 8, 3), tmp_path / "again", training=replace(FEW, steps=1))

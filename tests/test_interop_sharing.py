@@ -9,8 +9,8 @@ import torch
 import nearzero as nz
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.interop.imported import from_diffusers
-from nearzero.networks.foreign import ARCHITECTURES
 from nearzero.interop.sharing import Stairs, share_timesteps, unshare
+from nearzero.networks.foreign import ARCHITECTURES
 from test_interop_models import CASES, FLOW, GUIDANCE, SIZES, XL, Case, plain, unet
 
 PAPER = {"interval": 100, "cells": 5}
@@ -264,7 +264,7 @@ def test_a_pipeline_is_shared_by_name_of_its_model():
     denoiser = from_diffusers(pipeline)
     share_timesteps(pipeline, **PAPER)
     for source in (pipeline, pipeline.unet, denoiser, denoiser.network, nz.Guided(denoiser, denoiser, 2.0)):
-        with pytest.raises(ArgumentError, match="is shared already; unshare it first"):
+        with pytest.raises(CheckpointError, match="is shared already; unshare it first"):
             share_timesteps(source, **PAPER)
     unshare(denoiser)
     for source in (pipeline, pipeline.unet, denoiser):
@@ -367,7 +367,7 @@ def test_a_denoiser_that_shares_by_itself_gets_no_hook():
     denoiser = CASES["sd3"]()
     shared = nz.Shared(denoiser.conditioning, interval=0.1, cells=5)
     own = nz.Denoiser(denoiser.network, denoiser.process, denoiser.parameterization, shared)
-    with pytest.raises(ArgumentError, match="shared already, by its conditioning"):
+    with pytest.raises(CheckpointError, match="shared already, by its conditioning"):
         share_timesteps(own, **PAPER)
 
 

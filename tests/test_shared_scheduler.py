@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import nearzero as nz
-from nearzero.errors import ArgumentError
+from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.interop.schedule import SCHEDULERS
 from nearzero.interop.shared_scheduler import BY_INDEX
 from nearzero.interop.sharing import share_timesteps, unshare
@@ -75,7 +75,7 @@ def test_it_is_not_saved_shared_twice_or_for_other_timesteps(tmp_path):
     """Each an error of one line; a config cannot say that timesteps are shared, so saving is one too."""
     scheduler = diffusers.EulerDiscreteScheduler()
     share_timesteps(scheduler, **PAPER)
-    with pytest.raises(ArgumentError, match="shared already"):
+    with pytest.raises(CheckpointError, match="shared already"):
         share_timesteps(scheduler, **PAPER)
     with pytest.raises(ArgumentError, match="unshare it before you save it"):
         scheduler.save_pretrained(tmp_path)

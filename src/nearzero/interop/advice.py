@@ -11,7 +11,7 @@ from nearzero.conditioning import Shared, Time, Timestep
 from nearzero.denoiser import Denoiser
 from nearzero.diagnostics.diagnosis import Diagnosis
 from nearzero.diagnostics.recommend import Recommendation, recommend
-from nearzero.errors import ArgumentError
+from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.interop.imported import Imported
 from nearzero.interop.sharing import shared_condition
 
@@ -39,11 +39,11 @@ class Advice(NamedTuple):
 def with_cells(denoiser: Denoiser, interval: float, cells: int) -> Denoiser:
     """The same network, told one number for each of `cells` cells of the first `interval` timesteps.
 
-    Raises ArgumentError for a denoiser that is shared already, or has no timesteps to be shared.
+    Raises CheckpointError for a denoiser that is shared already, ArgumentError for one that is told no timesteps.
     """
     inner = denoiser.conditioning
     if isinstance(inner, Shared):
-        raise ArgumentError(f"this denoiser is shared already, {inner.interval:g}/{inner.cells}; leave --share out")
+        raise CheckpointError(f"this denoiser is shared already, {inner.interval:g}/{inner.cells}; leave --share out")
     if isinstance(denoiser, Imported):
         asked, fourier = denoiser.asked, denoiser.schedule.fourier
         shared = shared_condition(interval, cells, asked.steps, flow=asked.flow, fourier=fourier)

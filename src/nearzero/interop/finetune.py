@@ -11,7 +11,7 @@ import torch
 
 from nearzero.conditioning import Shared
 from nearzero.data.images import Images
-from nearzero.errors import ArgumentError
+from nearzero.errors import CheckpointError
 from nearzero.files import new_folder
 from nearzero.grid import TimestepGrid
 from nearzero.interop.imported import Imported, from_diffusers
@@ -32,14 +32,16 @@ from nearzero.training.step import Progress
 def plan(imported: Imported, name: str, share: tuple[float, int] | None, training: Training, rank: int = 0) -> Recipe:
     """The recipe of a fine-tuning: the pipeline's axes, with `share` (interval, cells) in its own timesteps.
 
-    Raises ArgumentError where the pipeline is shared already, and otherwise; CheckpointError for a model that is not
-    of pixels.
+    Raises CheckpointError where the pipeline is shared already, or its model is not one of pixels; ArgumentError for
+    cells that are none.
     """
     conditioning = imported.conditioning
     if share is not None:
         if isinstance(conditioning, Shared):
             had = f"{conditioning.interval:g}/{conditioning.cells}"
-            raise ArgumentError(f"{name} is shared already, {had}; leave --share out, or take the model it was made of")
+            raise CheckpointError(
+                f"{name} is shared already, {had}; leave --share out, or take the model it was made of"
+            )
         asked = imported.asked
         conditioning = shared_condition(*share, asked.steps, flow=asked.flow, fourier=imported.schedule.fourier)
     found = recipe(imported, name, conditioning)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from nearzero.conditioning import Shared
-from nearzero.errors import ArgumentError
+from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.interop.schedule import FLOWS, SCHEDULERS
 from nearzero.interop.sharing import Stairs, shared_condition
 
@@ -54,14 +54,15 @@ def share_scheduler(scheduler: Any, *, interval: float, cells: int, steps: int =
     which pipelines tell the model, are those of the cells. It holds for this object: a saved scheduler would not be
     shared, so that saving it is an error until `unshare`. Start a path inside the interval (image to image with little
     noise) only with pipelines that call `set_begin_index`. Raises ArgumentError for schedulers that find their noise
-    level by the timestep itself (DDIM, DDPM, PNDM), where it would be wrong, and for one that is shared already.
+    level by the timestep itself (DDIM, DDPM, PNDM), where it would be wrong,
+    CheckpointError for one that is shared already.
     """
     name = type(scheduler).__name__
     if name not in BY_INDEX:
         why = "finds its noise levels by the timesteps themselves" if name in SCHEDULERS else "is not known"
         raise ArgumentError(f"{name} {why}, so its timesteps cannot be shared; share the model, or take {BY_INDEX[0]}")
     if "set_timesteps" in vars(scheduler):
-        raise ArgumentError(f"this {name} is shared already; unshare it first")
+        raise CheckpointError(f"this {name} is shared already; unshare it first")
     if steps != (known := scheduler.config.num_train_timesteps):
         raise ArgumentError(f"this scheduler counts {known} timesteps, not {steps}; say steps={known}")
     flow = name in FLOWS or scheduler.config.get("prediction_type") == "flow_prediction"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nearzero.conditioning import LogSigma, Shared, Time, Timestep
-from nearzero.errors import ArgumentError
+from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.interop.pipelines import pipeline_parts
 from nearzero.interop.schedule import read_schedule
 from nearzero.networks.foreign import Asked, architecture, embedding_modules, time_embedding, unwrapped
@@ -84,7 +84,7 @@ def share_timesteps(source: Any, *, interval: float, cells: int, steps: int = 10
         with nz.share_timesteps(pipeline, interval=100, cells=5):
             images = pipeline(num_inference_steps=50).images
 
-    Raises ArgumentError for a model that is shared already and cells that are none; CheckpointError for an unknown one.
+    Raises CheckpointError for a model that is shared already, or unknown; ArgumentError for cells that are none.
     Reference: Yang et al., Lipschitz singularities in diffusion models, ICLR 2024, Algorithm A2.
     """
     from nearzero.interop.shared_scheduler import is_scheduler, share_scheduler
@@ -97,14 +97,14 @@ def share_timesteps(source: Any, *, interval: float, cells: int, steps: int = 10
     if known is not None and known != steps and not fourier:
         raise ArgumentError(f"this model counts {known} timesteps, not {steps}; say steps={known}")
     if _hooks(model):
-        raise ArgumentError(f"this {type(model).__name__} is shared already; unshare it first")
+        raise CheckpointError(f"this {type(model).__name__} is shared already; unshare it first")
     if time_embedding(model) == "learned" and _has_equal_rows(model):
-        raise ArgumentError(
+        raise CheckpointError(
             f"this {type(model).__name__} is shared already, by its table of timesteps; open its folder with "
             "from_diffusers, which gives the model that it was made of"
         )
     if isinstance(getattr(source, "conditioning", None), Shared):
-        raise ArgumentError(
+        raise CheckpointError(
             "this Denoiser is shared already, by its conditioning; a hook would share what it tells again"
         )
     shared = shared_condition(interval, cells, steps, flow=flow, fourier=fourier)
