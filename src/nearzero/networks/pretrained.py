@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +29,7 @@ class Pretrained:
     """
 
     kind: str
-    config: str
+    config: str = field(repr=False)
     steps: int = 1000
     flow: bool = False
     rank: int = 0
