@@ -18,12 +18,14 @@ from nearzero import recipes
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.interop.export import MARK, to_diffusers
 from nearzero.interop.exported import GUARD, SHARED
+from nearzero.interop.finetune import finetune
 from nearzero.interop.imported import from_diffusers
+from nearzero.interop.pipeline_run import TRAINING, open_run
 from nearzero.interop.sharing import share_timesteps, shared_by
 from nearzero.interop.table import KEY
 from nearzero.run import Run
 from nearzero.training.loop import train
-from test_interop_models import CASES, IMAGE
+from test_interop_models import CASES, IMAGE, unet
 
 PAPER = {"interval": 100, "cells": 5}
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -291,8 +293,31 @@ def test_every_kind_of_run_comes_back(tmp_path, recipe, kind, pipeline):
         opened = nz.NearzeroPipeline.from_pretrained(tmp_path / "out")
         images = opened(seeds=[3, 4], output_type="pt").images
         assert (255 * images - run.sample([3, 4]).clamp(0, 255)).abs().max() <= 0.51
+        opened_again = open_run(tmp_path / "out")  # as the commands do
+        again, first = opened_again.sample([3]), run.sample([3])
+        assert (again - first).abs().max() <= 1e-4 * first.abs().max() and opened_again.weights().is_file()
         with pytest.raises(AttributeError, match="NearzeroPipeline"):
             diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+
+
+def test_a_learned_variance_goes_out_as_one(tmp_path):
+    """A network of twice as many channels, fine-tuned on its mean, is exported for the one stock scheduler that reads both halves."""
+    torch.manual_seed(0)
+    model = lively(unet(out_channels=6))
+    diffusers.DDPMPipeline(model, diffusers.DDPMScheduler(variance_type="learned_range")).save_pretrained(
+        tmp_path / "in"
+    )
+    training = replace(TRAINING, steps=1, batch=4)
+    run = finetune(tmp_path / "in", pictures(8, 8, 3), tmp_path / "run", share=(100, 5), training=training)
+    to_diffusers(run, tmp_path / "out")
+    opened = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out")
+    opened.set_progress_bar_config(disable=True)
+    assert opened.scheduler.config.variance_type == "learned_range"
+    assert opened(num_inference_steps=3, output_type="np").images.shape == (1, 8, 8, 3)
+    x = torch.randn(2, *IMAGE, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        mean = run.denoiser().output(x, 0.038)[0]
+        assert torch.equal(opened.unet(x, 37).sample[:, :3], mean)
 
 
 def test_betas_without_a_name_are_listed(tmp_path):

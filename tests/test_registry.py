@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nearzero as nz
-from nearzero import registry
+from nearzero import recipes, registry
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.process.discrete import CosineBetas, LinearBetas, ListedBetas, QuadraticBetas
 from nearzero.registry import decode, encode
@@ -256,3 +258,11 @@ def test_only_finite_numbers_are_saved(guests, value):
     for wrapped in (value, [1.0, value], Number(value), Number((value,))):
         with pytest.raises(ArgumentError, match=f"{value} cannot be saved"):
             encode(wrapped)
+
+
+def test_a_new_process_that_reads_a_run_knows_every_recipe():
+    """`nearzero.run` alone brings every class that a recipe may name: what one process saves another opens, without importing the recipes."""
+    saved = json.dumps([encode(make()) for make in recipes.RECIPES.values()])
+    code = "import json, sys, nearzero.run as r; print(len([r.decode(one) for one in json.load(sys.stdin)]))"
+    done = subprocess.run([sys.executable, "-c", code], input=saved, capture_output=True, text=True)
+    assert done.stdout == f"{len(recipes.RECIPES)}\n", done.stderr[-500:]

@@ -26,7 +26,14 @@ SOLVERS = [
     *(PredictorCorrector(SECOND[1]), PredictorCorrector(Heun()), Churn(8.0), Churn(8.0, 0.1, 2.0, 1.007)),
     *(FullDiffusionSolver(), *SECOND),
 ]
-every = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+
+
+def named(value):
+    """A name for a test: a function's own, which says no address, or what a value says of itself."""
+    return getattr(value, "__name__", None) or repr(value)
+
+
+every = pytest.mark.parametrize("solver", SOLVERS, ids=named)
 
 
 def f64(values):
@@ -184,7 +191,7 @@ def test_euler_maruyama_on_the_published_truncated_path():
         (SECOND[2], squares, nz.StraightPath(), nz.Flow(), 1.7),
         (Churn(10.0), angle, FULL, nz.Velocity(), 1.9),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_weak_order_for_other_processes(solver, grid, process, parameterization, least):
     """The error of the variance falls with the solver's order, to t = 0, whatever the process."""
@@ -193,7 +200,7 @@ def test_weak_order_for_other_processes(solver, grid, process, parameterization,
     assert found[-1] < found[-2] < found[-3]
 
 
-@pytest.mark.parametrize("solver", [FullDiffusionSolver(), *SECOND], ids=repr)
+@pytest.mark.parametrize("solver", [FullDiffusionSolver(), *SECOND], ids=named)
 def test_nu_loses_the_mean_at_the_end_and_w_does_not(solver):
     """With W the mean is exact; with Nu, whose first step is 0 times the network, it is off by the tabulated order 1."""
     assert moments(solver, uniform(160), FULL, nz.W())[0] == pytest.approx(MEAN, abs=1e-14)
@@ -347,7 +354,7 @@ def test_churn_zero_is_heun(process, parameterization, grid):
         assert torch.equal(sampled(denoiser, solver, grid), expected)
 
 
-@pytest.mark.parametrize("process", [VP, nz.SubVP(), nz.StraightPath(), FULL, VE, nz.SongVE()], ids=repr)
+@pytest.mark.parametrize("process", [VP, nz.SubVP(), nz.StraightPath(), FULL, VE, nz.SongVE()], ids=named)
 @pytest.mark.parametrize(("churn", "gamma"), [(0.5, 0.05), (100.0, math.sqrt(2) - 1)])
 def test_churn_raises_the_noise_level(process, churn, gamma):
     """t^ has (1 + gamma) times the noise level, gamma = min(churn / N, sqrt(2) - 1), and x^ the marginal law of t^."""
@@ -370,7 +377,7 @@ def test_churn_raises_the_noise_level(process, churn, gamma):
     assert (gain * row_t.sigma) ** 2 + coefficient**2 == pytest.approx(hat.sigma**2, rel=1e-12)
 
 
-@pytest.mark.parametrize("process", [VP, nz.SubVP(), nz.StraightPath(), FULL, VE], ids=repr)
+@pytest.mark.parametrize("process", [VP, nz.SubVP(), nz.StraightPath(), FULL, VE], ids=named)
 def test_churn_never_leaves_the_process(process):
     """At the end t^ is the end, nothing is added and the step is Heun's; just below it t^ stays within the process."""
     solver, end = Churn(100.0), process.end
@@ -426,8 +433,10 @@ def test_the_noises_of_stage_and_end_are_correlated(s, t, expected):
         )
 
 
-@pytest.mark.parametrize("process", [VP, nz.SubVP(), nz.StraightPath(), nz.CosineVP(), FULL, VE, nz.SongVE()], ids=repr)
-@pytest.mark.parametrize(("solver", "c"), [(SECOND[0], 2 / 3), (SECOND[2], 1 / 2)], ids=repr)
+@pytest.mark.parametrize(
+    "process", [VP, nz.SubVP(), nz.StraightPath(), nz.CosineVP(), FULL, VE, nz.SongVE()], ids=named
+)
+@pytest.mark.parametrize(("solver", "c"), [(SECOND[0], 2 / 3), (SECOND[2], 1 / 2)], ids=named)
 @pytest.mark.parametrize(("t", "s"), [(1.0, 0.9), (0.5, 0.3), (1e-6, 0.0), (1.0, 0.0)])
 def test_the_stage_is_at_the_papers_noise_level(process, solver, c, t, s):
     """At the stage sigma / |(alpha, sigma)| lies the part c of the way from t to s, at both ends too."""
@@ -439,7 +448,7 @@ def test_the_stage_is_at_the_papers_noise_level(process, solver, c, t, s):
     assert v_r == pytest.approx(v_t + c * (v_s - v_t), rel=1e-12)
 
 
-@pytest.mark.parametrize("process", [FULL, nz.CosineVP(), nz.StraightPath(), nz.ShiftedCosine()], ids=repr)
+@pytest.mark.parametrize("process", [FULL, nz.CosineVP(), nz.StraightPath(), nz.ShiftedCosine()], ids=named)
 def test_euler_maruyama_refuses_an_infinite_drift(process):
     """From alpha = 0, EulerMaruyama names FullDiffusionSolver and asks no network; the solver that it names is finite."""
     denoiser = made(process, nz.Velocity())
@@ -491,7 +500,7 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("solver", "process", "parameterization", "calls"), CALLS, ids=repr)
+@pytest.mark.parametrize(("solver", "process", "parameterization", "calls"), CALLS, ids=named)
 def test_calls_are_counted(solver, process, parameterization, calls):
     """M steps cost the published number of network evaluations, and a plan of nfe costs at most nfe, for M and nfe to 12."""
     for steps in range(1, 13):
@@ -546,7 +555,7 @@ def test_the_last_step_without_denoising_is_the_mean():
     torch.testing.assert_close(last.x, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("process", [VP, nz.SubVP(), VE], ids=repr)
+@pytest.mark.parametrize("process", [VP, nz.SubVP(), VE], ids=named)
 @pytest.mark.parametrize(("solver", "name"), [(EulerMaruyama(), "em"), (ReverseDiffusion(), "rd")], ids=str)
 def test_one_step_as_published(solver, name, process):
     """A step is the formula of the docstring with the denoiser's own score, to 1e-12."""
@@ -603,7 +612,7 @@ def test_predictor_corrector_is_diffusers_score_sde_ve():
 
 
 @pytest.mark.parametrize(
-    ("process", "parameterization", "grid"), [(VP, nz.Epsilon(), uniform), (VE, nz.Karras(), karras)], ids=repr
+    ("process", "parameterization", "grid"), [(VP, nz.Epsilon(), uniform), (VE, nz.Karras(), karras)], ids=named
 )
 def test_corrections_bring_the_variance_near_the_truth(process, parameterization, grid):
     """In 4096 dimensions, with 80 steps, two corrections leave a variance within snr^2 + 1 % of the data's, half the predictor's error."""

@@ -9,8 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import nearzero.networks.pretrained  # it joins the registry, as the grids of the next do
-import nearzero.shifted  # noqa: F401
+import nearzero.networks.pretrained  # what a saved recipe may name joins the registry: this, and the next six
+import nearzero.shifted
+import nearzero.solvers.adaptive
+import nearzero.solvers.churn
+import nearzero.solvers.exponential
+import nearzero.solvers.full
+import nearzero.solvers.ode  # noqa: F401
 from nearzero.codec import Centred, Codec, fitted
 from nearzero.conditioning import Conditioning
 from nearzero.denoiser import Denoiser

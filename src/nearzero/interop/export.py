@@ -79,7 +79,7 @@ def _check_out(path: Path, overwrite: bool) -> None:
         if not (path / MARK).is_file():
             raise ArgumentError(f"{path} exists and is no export of nearzero's; choose another folder")
         if not overwrite:
-            raise ArgumentError(f"{path} exists; choose another folder, or say that it is to be overwritten")
+            raise ArgumentError(f"{path} exists; choose another folder, or overwrite it (--overwrite)")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def _run(run: Run, ema: bool | str) -> _Plan:
     facts = run_facts(run, ema)
     stock = is_stock(recipe.process, recipe.parameterization) and recipe.through is None
     if stock and recipe.codec == Pixels() and has_table(recipe.conditioning) and _takes_table(model):
-        made = scheduler(recipe.process, recipe.parameterization, recipe.solver, recipe.grid)
+        learned = model.config.out_channels == 2 * model.config.in_channels
+        made = scheduler(recipe.process, recipe.parameterization, recipe.solver, recipe.grid, learned=learned)
         return _table(model, made, recipe.conditioning, facts)
     from nearzero.interop.exported import NearzeroModel, NearzeroPipeline
 
@@ -147,6 +148,11 @@ def _pipeline(pipeline: Any) -> _Plan:
         raise ArgumentError(
             f"the timesteps of this {type(model).__name__} are not shared, so nearzero has nothing to add; save it "
             "with pipeline.save_pretrained, or share_timesteps first"
+        )
+    if any(hasattr(layer, "get_base_layer") for layer in model.modules()):
+        raise ArgumentError(
+            "this model holds a LoRA apart; add it to the weights first: pipeline.fuse_lora(), then "
+            "pipeline.unload_lora_weights()"
         )
     facts = Facts(source=f"a {type(pipeline).__name__} whose timesteps were shared", rows=())
     if _takes_table(model) and isinstance(shared.inner, Timestep):

@@ -76,7 +76,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 def weights_of(folder: Path) -> Path:
     """The file of the predicting model's weights, or the index that names its parts."""
     index = read_index(folder)
-    place = _place(folder, predictor(index.get("_class_name")))
+    part = "model" if holds_run(folder) else predictor(index.get("_class_name"))
+    place = _place(folder, part)
     parts = place / "diffusion_pytorch_model.safetensors.index.json"  # which diffusers prefers to the one file
     return parts if parts.is_file() else place / "diffusion_pytorch_model.safetensors"
 

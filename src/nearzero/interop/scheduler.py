@@ -20,11 +20,13 @@ def is_stock(process: Process, parameterization: Parameterization) -> bool:
     return isinstance(base, DiscreteVP) and parameterization in PREDICTIONS.values()
 
 
-def scheduler(process: Process, parameterization: Parameterization, solver: Solver, grid: Grid) -> Any:
+def scheduler(
+    process: Process, parameterization: Parameterization, solver: Solver, grid: Grid, *, learned: bool = False
+) -> Any:
     """A DDPMScheduler, or, for a solver that is not Ancestral, a DDIMScheduler, whose config says all of these.
 
-    Nothing is left to defaults, which differ between versions and between schedulers that are made of one config.
-    Raises ArgumentError for what diffusers has no words for.
+    A network with a `learned` variance, of twice as many channels, is read by DDPMScheduler alone. Nothing is left to
+    defaults, which differ between versions and between schedulers that are made of one config. Raises ArgumentError for what diffusers has no words for.
     """
     import diffusers
 
@@ -40,6 +42,8 @@ def scheduler(process: Process, parameterization: Parameterization, solver: Solv
         "thresholding": False,
         "rescale_betas_zero_snr": isinstance(process, ZeroTerminalSNR),
     }
+    if learned:
+        return diffusers.DDPMScheduler(**config, variance_type="learned_range")
     if isinstance(solver, Ancestral):
         return diffusers.DDPMScheduler(
             **config, variance_type="fixed_large" if solver.variance == "upper" else "fixed_small"
