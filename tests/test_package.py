@@ -36,6 +36,9 @@ LAYERS = (
     ("manifest",),
     ("run",),
     ("training", "production", "nll", "posthoc", "interop"),
+    ("cards", "halving", "yardstick"),
+    ("quality",),
+    ("pareto", "search"),
     ("experiments", "report"),
     ("cli",),
 )

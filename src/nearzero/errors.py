@@ -51,6 +51,12 @@ class DiskError(NearzeroError, OSError):
     exit_code = 7
 
 
+class GateError(NearzeroError):
+    """A condition that was asked to fail on, and that holds."""
+
+    exit_code = 10
+
+
 class Stopped(NearzeroError):
     """Training was asked to stop and left a valid checkpoint behind."""
 

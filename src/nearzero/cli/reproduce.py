@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
-import io
 import shlex
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from nearzero.cli.common import device_option, emit, json_option, load_images, pick_device, reporting
-from nearzero.errors import ArgumentError, did_you_mean
+from nearzero.cli.common import device_option, emit, json_option, load_images, pick_device, reporting, say
+from nearzero.errors import ArgumentError, DataError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nearzero.experiments.theory import Found
+    from nearzero.experiments.committed import Check, Result
     from nearzero.report.page import Page, Picture
+
+
+VERIFY_HELP = "Compare a kept result, results/*/NAME.json, with a rerun at smoke size; a minute or two."
 
 
 class Experiment(NamedTuple):
@@ -70,21 +72,27 @@ EXPERIMENTS = {
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Images to train on, and --test's.")
 @click.option("--test", type=click.Path(path_type=Path), metavar="DIR", help="Images to measure on.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="K", help="Of training and draws.  [default: 0]")
+@click.option("--verify", type=click.Path(path_type=Path), metavar="FILE", help=VERIFY_HELP)
 @device_option
 @json_option
-def command(name: str | None, out: Path | None, device: str, as_json: bool, **asked: Any) -> None:
+def command(name: str | None, out: Path | None, verify: Path | None, device: str, as_json: bool, **asked: Any) -> None:
     """Compute a figure or a table of the papers anew; without NAME, list what there is.
 
     \b
     nearzero reproduce
     nearzero reproduce exponents --out exponents
     nearzero reproduce full-table1 --data fashion-mnist --test fashion-mnist/test
+    nearzero reproduce --verify results/full-table1-smoke/full-table1.json
 
     Writes DIR/index.html, a page; PNG files; DIR/NAME.csv and DIR/NAME.json, the numbers. Most take seconds; `solvers`
     and `edm-churn` take minutes, and those that train as long as their budget says: a call that was cut short goes on.
     """
+    from nearzero.experiments import committed
     from nearzero.report.page import Page, Section
 
+    if verify is not None:
+        _refuse({"NAME": name, "--out": out, **{f"--{option}": value for option, value in asked.items()}})
+        return _verify(verify, pick_device(device), as_json)
     if name is None:
         for option, value in {"out": out, **asked}.items():
             if value is not None:
@@ -106,11 +114,12 @@ def command(name: str | None, out: Path | None, device: str, as_json: bool, **as
     options = "".join(f" --{option} {shlex.quote(value)}" for option, value in given.items())
     origin = f"nearzero reproduce {name}{options} --out {shlex.quote(str(out))}"
     compute = experiment.of("experiments")
+    device = pick_device(device) if experiment.trains else "cpu"
     found = compute(_setting(out, device, **asked)) if experiment.trains else compute()
     pictures, tables = EXPERIMENTS[name].of("report")(found)
     section = Section("What came out", found.text, list(pictures.values()), tables)
     files = write_page(out, Page(found.title, (found.lead,), (section,), origin), pictures)
-    files += _numbers(out, name, found, origin)
+    files += committed.write(out, name, found, origin, device)
     page = str(out / "index.html")
     document = {"command": "reproduce", "name": name, "page": page, "files": files, "summary": found.summary}
     emit(document, f"{page}: open it in a browser; beside it {', '.join(files[1:])}", as_json)
@@ -121,7 +130,61 @@ def _setting(out: Path, device: str, budget: str | None, data: Path | None, test
     from nearzero.experiments.full import setting
 
     images, tested = (None if one is None else load_images(one, None, None) for one in (data, test))
-    return setting(budget or "smoke", out, reporting, images, tested, seed or 0, pick_device(device))
+    return setting(budget or "smoke", out, reporting, images, tested, seed or 0, device)
+
+
+def _refuse(given: Mapping[str, Any]) -> None:
+    """Raises ArgumentError for what has no meaning beside --verify: the file says it all."""
+    for option, value in given.items():
+        if value is not None:
+            raise ArgumentError(f"{option} {value} and --verify exclude each other: the file names its own command")
+
+
+def _verify(path: Path, device: str, as_json: bool) -> None:
+    """Reruns one seed of a result at smoke size and compares the numbers."""
+    from nearzero.experiments import committed
+
+    result = committed.read(path)
+    if result.name not in EXPERIMENTS:
+        raise DataError(f"{path} is of an unknown experiment {result.name!r}; {did_you_mean(result.name, EXPERIMENTS)}")
+    experiment, options = EXPERIMENTS[result.name], result.options()
+    reference = committed.smoke(result) if experiment.trains else result
+    if not result.sealed:
+        say(f"note: {path} was written before results were sealed; whether it was edited cannot be told")
+    with tempfile.TemporaryDirectory(prefix="nearzero-verify-") as folder:
+        compute = experiment.of("experiments")
+        options = options if reference is None else reference.options()
+        found = compute(_again(Path(folder), device, options)) if experiment.trains else compute()
+    here = committed.machine(device if experiment.trains else "cpu")
+    check = None if reference is None else committed.compare(reference, found, here)
+    document = {
+        "command": "reproduce",
+        "verified": str(path),
+        "name": result.name,
+        "sealed": result.sealed,
+        "compared_with": None if reference is None else str(reference.path),
+        "check": None if check is None else check._asdict(),
+    }
+    emit(document, _said(path, result, reference, check), as_json)
+
+
+def _again(out: Path, device: str, options: Mapping[str, str]) -> Any:
+    """The setting of a rerun at smoke size: the command's images and seed."""
+    data, test = (Path(options[name]) if name in options else None for name in ("data", "test"))
+    seed = options.get("seed", "0")
+    if not (seed.isascii() and seed.isdigit() and int(seed) < 2**32):
+        raise DataError(f"the result's command has --seed {seed}, which is none; make it anew")
+    return _setting(out, device, budget="smoke", data=data, test=test, seed=int(seed))
+
+
+def _said(path: Path, result: Result, reference: Result | None, check: Check | None) -> str:
+    """What was found, in two lines."""
+    whole = "whole, by its seal" if result.sealed else "without a seal"
+    if reference is None or check is None:
+        return f"{path}: {whole}\nits command runs at smoke size; there is no smoke result beside it to compare with"
+    of = "" if reference.path == path else f" of {reference.path}"
+    kind = "as this kind of machine must" if check.same_machine else "the others within their intervals"
+    return f"{path}: {whole}\na rerun gives {check.same:,} of {check.numbers:,} numbers{of} to the last digit, {kind}"
 
 
 def write_page(out: Path, page: Page, pictures: Mapping[str, Picture]) -> list[str]:
@@ -143,15 +206,3 @@ def check_folder(out: Path, trains: bool = False) -> None:
     begun = trains and (out / "runs").is_dir()
     if out.is_dir() and any(out.iterdir()) and not begun and not Page.is_one(out / "index.html"):
         raise ArgumentError(f"--out {out} holds files and no page of nearzero's; choose another --out")
-
-
-def _numbers(out: Path, name: str, found: Found, origin: str) -> list[str]:
-    """Writes the rows as CSV, below a comment with the command, and the summary as JSON; returns the files' names."""
-    from nearzero.files import write_bytes, write_json
-
-    text = io.StringIO()
-    text.write(f"# {origin}\n")
-    csv.writer(text, lineterminator="\n").writerows([found.header, *found.rows])
-    write_bytes(out / f"{name}.csv", text.getvalue().encode("utf-8", "backslashreplace"))
-    write_json(out / f"{name}.json", {"command": origin, "name": name, **found.summary})
-    return [f"{name}.csv", f"{name}.json"]

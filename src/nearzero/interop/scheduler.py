@@ -26,7 +26,8 @@ def scheduler(
     """A DDPMScheduler, or, for a solver that is not Ancestral, a DDIMScheduler, whose config says all of these.
 
     A network with a `learned` variance, of twice as many channels, is read by DDPMScheduler alone. Nothing is left to
-    defaults, which differ between versions and between schedulers that are made of one config. Raises ArgumentError for what diffusers has no words for.
+    defaults, which differ between versions and between schedulers that are made of one config. Raises ArgumentError for
+    what diffusers has no words for.
     """
     import diffusers
 
