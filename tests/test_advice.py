@@ -105,6 +105,18 @@ def test_cells_are_in_timesteps_whatever_is_told(conditioning, shared):
         with_cells(other, 100, 5)
 
 
+@pytest.mark.parametrize("steps", [10, 50, 100, 300])
+@pytest.mark.parametrize("last", [0, 1, 5])
+def test_coarse_schedules_are_advised_too(steps, last):
+    """Only the first timesteps steep, on a schedule of few: two timesteps at least, cells that divide them."""
+    t = torch.arange(1, steps, dtype=torch.float64) / steps
+    value = torch.where(torch.arange(steps - 1) <= last, 10.0, 1.0).double()
+    process = nz.DiscreteVP.linear(steps)
+    curve = LipschitzCurve(t, value, torch.zeros_like(value), t + 1 / steps, Timesteps(process))
+    found = recommend(nz.Diagnosis(0.3, 1, torch.zeros(steps), "", curve, None, None), 64)
+    assert last < found.interval <= steps and found.interval % found.cells == 0
+
+
 # ---- models of latents
 
 

@@ -364,7 +364,7 @@ def test_ctrl_c_then_resume_is_one_run(folder, tmp_path):
     out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (75, ""), err
     assert re.fullmatch(
-        r"nearzero: stopped at step \d+ of 150 with a valid checkpoint in .*; go on with --resume", err.splitlines()[-1]
+        r"nearzero: stopped at step \d+ of 150 with a valid checkpoint in .*; go on with: nearzero train --resume --out", err.splitlines()[-1]
     )
     assert 50 <= nz.Run.load(stopped).step < 150
     assert run(["train", "--resume", "--out", str(stopped)]) == 0
@@ -438,7 +438,7 @@ BAD = {
     f"{TRAIN} --preset big": (2, "preset.*'big'"),
     f"{TRAIN} --device cuda": (2, "--device cuda"),
     f"{TRAIN} --device tpu": (2, "--device.*'tpu'"),
-    "train etsdm --data pictures --out run": (2, "run holds a run; use --resume .* or --overwrite"),
+    "train etsdm --data pictures --out run": (2, "run holds a run; go on with: nearzero train --resume .* --overwrite"),
     "train etsdm --data pictures --out folder": (2, "folder exists and is no run folder"),
     "train etsdm --data pictures --out folder --overwrite": (2, "folder exists and is no run folder"),
     "train etsdm --data pictures --out file": (2, "file exists and is no run folder"),

@@ -205,7 +205,7 @@ def test_an_interval_beyond_the_timesteps_is_refused():
 @pytest.mark.parametrize("cells", [0, -5, 5.0, True, "5", None])
 def test_cells_must_be_a_positive_integer(cells):
     """0, negative, float, bool and other kinds of cells are refused by value."""
-    with pytest.raises(ArgumentError, match=f"positive integer of cells, got {cells}"):
+    with pytest.raises(ArgumentError, match=f"positive integer of cells, 100,000 at most, got {cells}"):
         nz.Shared(nz.Timestep(1000), interval=100, cells=cells)
 
 

@@ -21,7 +21,7 @@ from nearzero.interop.exported import GUARD, SHARED
 from nearzero.interop.finetune import finetune
 from nearzero.interop.imported import from_diffusers
 from nearzero.interop.pipeline_run import TRAINING, open_run
-from nearzero.interop.sharing import share_timesteps, shared_by
+from nearzero.interop.sharing import share_timesteps, shared_by, unshare
 from nearzero.interop.table import KEY
 from nearzero.run import Run
 from nearzero.training.loop import train
@@ -164,6 +164,45 @@ def test_export_a_comes_back_as_the_model_that_it_was_made_of(tmp_path, embeddin
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_export_comes_back(tmp_path, dtype):
+    """The table was rounded to the model's precision, wherever its folder is read in another."""
+    pipeline = stock()
+    pipeline.unet.to(dtype)
+    with share_timesteps(pipeline, **PAPER):
+        to_diffusers(pipeline, tmp_path / "a")
+    assert load_file(tmp_path / "a" / WEIGHTS)["time_proj.weight"].dtype == dtype
+    denoiser = from_diffusers(tmp_path / "a")
+    assert denoiser.conditioning == nz.Shared(nz.Timestep(1000), **PAPER)
+    assert denoiser.model.config.time_embedding_type == "positional"
+
+
+def test_cells_that_were_changed_are_saved_changed(tmp_path):
+    """An opened export B, shared anew, saves and exports the new cells; unshared it is not saved at all."""
+    pipeline = stock(time_embedding_type="fourier")
+    with share_timesteps(pipeline, interval=0.5, cells=5):
+        to_diffusers(pipeline, tmp_path / "b")
+    model = SHARED["SharedUNet2DModel"].from_pretrained(tmp_path / "b/unet")
+    unshare(model)
+    with pytest.raises(CheckpointError, match="is not shared any more"):
+        model.save_pretrained(tmp_path / "none")
+    share_timesteps(model, interval=0.3, cells=3)
+    model.save_pretrained(tmp_path / "c")
+    told = shared_by(SHARED["SharedUNet2DModel"].from_pretrained(tmp_path / "c"))
+    assert (told.interval, told.cells) == (0.3, 3)
+    to_diffusers(diffusers.DDPMPipeline(model, pipeline.scheduler), tmp_path / "d")
+    assert shared_by(SHARED["SharedUNet2DModel"].from_pretrained(tmp_path / "d/unet")) == told
+
+
+def test_a_scheduler_of_float_timesteps_takes_no_table(tmp_path):
+    """Euler's timesteps are fractions, of which a table has no row: export B, which draws as the hook does."""
+    pipeline = stock()
+    pipeline = diffusers.DDPMPipeline(pipeline.unet, pipeline.scheduler)
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler()
+    with share_timesteps(pipeline, **PAPER):
+        assert to_diffusers(pipeline, tmp_path / "out").kind == "B"
+
+
 def test_an_exported_table_is_not_shared_twice(tmp_path):
     """Opened by diffusers, the table has equal rows: a hook would share what it tells again."""
     pipeline = stock()
@@ -206,6 +245,8 @@ def test_a_table_that_contradicts_its_header_is_refused(tmp_path):
         ({}, {KEY: json.dumps({"interval": 100, "cells": 4, "steps": 1000})}, "trained or edited"),
         ({}, {KEY: json.dumps({"interval": 100, "cells": 5, "steps": 900})}, "hold a table of 900"),
         ({}, {KEY: "[]"}, "bad timestep_sharing"),
+        ({}, {KEY: "[" * 100_000}, "bad timestep_sharing"),
+        ({}, {KEY: json.dumps({"interval": 1e9, "cells": 10**9, "steps": 10**9})}, "bad timestep_sharing"),
         ({}, {KEY: json.dumps({"interval": 100, "cells": 7, "steps": 1000})}, "bad timestep_sharing"),
     ]
     for tensors, metadata, message in edits:
@@ -448,6 +489,9 @@ def test_an_exported_run_that_is_damaged_is_refused(etsdm, tmp_path):
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "recipe": {"class": "os.system"}}))
     with pytest.raises(CheckpointError, match="unknown class 'os.system'"):
+        from_diffusers(tmp_path / "out")
+    path.write_text(json.dumps({**config, "recipe": {**config["recipe"], "steps": -1}}))
+    with pytest.raises(CheckpointError, match="does not work"):
         from_diffusers(tmp_path / "out")
     path.write_text(json.dumps(config))
     (tmp_path / "out/model/diffusion_pytorch_model.safetensors").unlink()

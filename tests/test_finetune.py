@@ -11,6 +11,7 @@ import torch
 
 import nearzero as nz
 from conftest import pictures, tree
+from nearzero import recipes
 from nearzero.cli import run as command
 from nearzero.errors import ArgumentError, CheckpointError, DataError
 from nearzero.interop.finetune import finetune
@@ -20,7 +21,7 @@ from nearzero.interop.sharing import share_timesteps
 from nearzero.manifest import Keep
 from nearzero.run import Run
 from nearzero.training.loop import train
-from test_export import stock, to_diffusers
+from test_export import other, stock, to_diffusers
 from test_interop_models import CASES, write
 
 FEW = replace(TRAINING, steps=4, batch=4, learning_rate=1e-3)
@@ -94,6 +95,41 @@ def test_a_further_fine_tuning_keeps_the_cells(healed, tmp_path):
     again = finetune(tmp_path / "out", pictures(12, 8, 3), tmp_path / "again", training=replace(FEW, steps=1))
     assert again.recipe.conditioning == healed.recipe.conditioning
     assert to_diffusers(again, tmp_path / "out2").kind == "A"
+
+
+def test_what_is_shared_by_a_hook_or_by_a_bare_table_is_not_trained_unshared(healed, tmp_path):
+    """A hooked pipeline, and an export that diffusers saved again, without the header that says its cells: exit 4, no run."""
+    pipeline = stock()
+    share_timesteps(pipeline, interval=100, cells=5)
+    to_diffusers(healed, tmp_path / "out")
+    diffusers.DDPMPipeline.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "bare")
+    for source, message in [(pipeline, "by a hook; unshare it"), (tmp_path / "bare", "by a table of timesteps")]:
+        with pytest.raises(CheckpointError, match=message):
+            finetune(source, pictures(12, 8, 3), tmp_path / "run", training=FEW)
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_exported_run_is_not_fine_tuned(tmp_path):
+    """It is a run already: the error says how it goes on."""
+    recipe = other(recipes.full_w())
+    run = train(replace(recipe, training=replace(recipe.training, steps=1)), pictures(), tmp_path / "w")
+    to_diffusers(run, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="exported run .* nearzero train --resume"):
+        finetune(tmp_path / "out", pictures(), tmp_path / "run", training=FEW)
+
+
+def test_the_callers_generator_and_the_schedulers_options_stay(folder, tmp_path):
+    """Reading, fine-tuning and exporting draw nothing from torch's own generator; what the scheduler cuts goes out as it came in."""
+    path = folder / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "clip_sample": True, "clip_sample_range": 2.0}))
+    before = torch.get_rng_state()
+    run = finetune(folder, pictures(12, 8, 3), tmp_path / "run", share=(100, 5), training=replace(FEW, steps=1))
+    to_diffusers(run, tmp_path / "healed")
+    to_diffusers(folder, tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), before)
+    for out in ("healed", "again"):
+        config = json.loads((tmp_path / out / "scheduler/scheduler_config.json").read_text())
+        assert config["clip_sample"] is True and config["clip_sample_range"] == 2.0
 
 
 def test_the_leading_grid_gives_way_to_the_trailing_one(folder, healed):
@@ -198,12 +234,25 @@ def test_from_pipeline_to_pipeline_by_command(folder, array, tmp_path, capsys):
     assert from_diffusers(tmp_path / "e").conditioning == nz.Shared(nz.Timestep(1000), interval=100, cells=5)
 
 
+def damaged(folder, at):
+    """Copies of a pipeline, each with one fault."""
+    for name in ("no scheduler", "no signal", "pickled", "two sizes"):
+        shutil.copytree(folder, at / name)
+    (at / "no scheduler/scheduler/scheduler_config.json").unlink()
+    changes = {"no signal/scheduler/scheduler_config.json": {"rescale_betas_zero_snr": True}}
+    for place, change in {**changes, "two sizes/unet/config.json": {"sample_size": [8, 8]}}.items():
+        (at / place).write_text(json.dumps({**json.loads((at / place).read_text()), **change}))
+    weights = at / "pickled/unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+
+
 def test_bad_input_by_command(folder, array, tmp_path, capsys):
     """The exit code says which kind; one line says what."""
     pipeline, data, out = str(folder), ["--data", str(array)], ["--out", str(tmp_path / "run")]
     shutil.copytree(folder, tmp_path / "foreign")
     index = json.loads((tmp_path / "foreign/model_index.json").read_text())
     (tmp_path / "foreign/model_index.json").write_text(json.dumps({**index, "_class_name": "MinePipeline"}))
+    damaged(folder, tmp_path)
     for arguments, code, message in [
         (["diagnose", pipeline], 3, "does not say which images it was trained on; name some with --data DIR"),
         (["diagnose", pipeline, *data, "--share", "100"], 2, "write INTERVAL/CELLS"),
@@ -212,6 +261,11 @@ def test_bad_input_by_command(folder, array, tmp_path, capsys):
         (["finetune", pipeline, *data, *out, "--share", "0/5"], 2, "write INTERVAL/CELLS"),
         (["finetune", str(tmp_path / "foreign"), *data, *out], 4, "MinePipeline is no pipeline"),
         (["finetune", pipeline, "--data", str(tmp_path / "none"), *out], 3, "none"),
+        (["diagnose", str(tmp_path / "no scheduler"), *data], 4, "scheduler_config.json is missing"),
+        (["sample", str(tmp_path / "no signal"), "-n", "1", "--out", str(tmp_path / "s")], 4, "zero terminal SNR"),
+        (["finetune", str(tmp_path / "pickled"), *data, *out], 4, "nearzero convert"),
+        (["diagnose", str(tmp_path / "two sizes"), *data], 4, "says sample_size [8, 8]; write one number"),
+        (["export", str(tmp_path / "two sizes"), str(tmp_path / "e")], 4, "says sample_size [8, 8]; write one number"),
         (["export", str(tmp_path / "none"), str(tmp_path / "e")], 4, "does not exist"),
         (["export", pipeline, pipeline], 2, "no export of nearzero's"),
     ]:

@@ -824,7 +824,7 @@ def other(recipe, **fields):
 
 tiny = tiny_recipe()
 REFUSED = {
-    "a run that exists": (a_run, {}, ArgumentError, "holds a run; use --resume .* or --overwrite"),
+    "a run that exists": (a_run, {}, ArgumentError, "holds a run; go on with: nearzero train --resume .* --overwrite"),
     "a folder that is no run": (a_folder, {}, ArgumentError, "is no run folder; choose another --out"),
     "a folder that is no run, overwrite": (
         a_folder,

@@ -78,11 +78,7 @@ class Run:
             or not isinstance(record.get("provenance", {}), dict)
         ):
             raise CheckpointError(f"{path / 'run.json'} is incomplete; restore it or train again")
-        try:
-            try_recipe(recipe)
-        except (NearzeroError, TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{path / 'run.json'} does not work: {reason}; restore it or train again") from error
+        check_recipe(recipe, path / "run.json")
         return cls(path, recipe, record["data"], record["seed"], record.get("provenance", {}))
 
     @classmethod
@@ -188,6 +184,15 @@ class Run:
             dtype=torch.float32,
         )
         return recipe.codec.decode(x)
+
+
+def check_recipe(recipe: Recipe, where: Path) -> None:
+    """Raises CheckpointError where a recipe that was read from a file does not work."""
+    try:
+        try_recipe(recipe)
+    except (NearzeroError, TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{where} does not work: {reason}; restore it or train again") from error
 
 
 def try_recipe(recipe: Recipe) -> None:

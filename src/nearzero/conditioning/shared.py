@@ -16,6 +16,9 @@ from nearzero.errors import ArgumentError
 from nearzero.level import Level
 from nearzero.registry import register
 
+MAX_CELLS = 100_000
+"""A file that asks for more cells asks for none of any paper."""
+
 
 @register
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Shared:
     cells: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.cells, bool) or not isinstance(self.cells, int) or self.cells < 1:
-            raise ArgumentError(f"Shared needs a positive integer of cells, got {self.cells}")
+        if isinstance(self.cells, bool) or not isinstance(self.cells, int) or not 1 <= self.cells <= MAX_CELLS:
+            raise ArgumentError(f"Shared needs a positive integer of cells, {MAX_CELLS:,} at most, got {self.cells}")
         if not 0 < self.interval < math.inf:
             raise ArgumentError(f"Shared needs a positive interval, got {self.interval}")
         if not hasattr(self.inner, "check_cells"):

@@ -100,16 +100,16 @@ class Timestep(Smooth):
 
     def check_cells(self, interval: float, cells: int) -> None:
         """Cells are whole numbers of timesteps, and no more of them than there are."""
+        if interval > self.steps:
+            raise ArgumentError(
+                f"Shared: an interval of {interval} exceeds the {self.steps} timesteps; take at most {self.steps}"
+            )
         if interval != int(interval) or int(interval) % cells:
             near = [n for n in range(1, int(interval) + 1) if int(interval) % n == 0]
             near = sorted(near, key=lambda n: abs(n - cells))[:3]
             raise ArgumentError(
                 f"Shared: {interval} timesteps do not divide into {cells} equal cells of whole timesteps; "
                 f"take an integer interval and {' or '.join(map(str, sorted(near))) or 1} cells"
-            )
-        if interval > self.steps:
-            raise ArgumentError(
-                f"Shared: an interval of {interval} exceeds the {self.steps} timesteps; take at most {self.steps}"
             )
 
 

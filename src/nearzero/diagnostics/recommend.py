@@ -50,7 +50,7 @@ def recommend(found: Diagnosis, dim: int) -> Recommendation:
         why = f"K near t = 0 is at most {ratio:.2g} times its median elsewhere: there is nothing to share"
         return Recommendation(0, 0, ratio, 0.0, why)
     unit = max(1, curve.steps.count // 100)
-    interval = -(-(int(steep[-1]) + 1) // unit) * unit
+    interval = max(2, -(-(int(steep[-1]) + 1) // unit) * unit)
     cells, hidden = _cells(curve, interval, dim)
     why = (
         f"K near t = 0 is up to {ratio:.3g} times its median elsewhere, and more than {STEEP:g} times up to timestep "

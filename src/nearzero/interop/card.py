@@ -31,10 +31,14 @@ def run_facts(run: Run, ema: bool | str) -> Facts:
         "parameterization": str(recipe.parameterization),
         "conditioning": str(recipe.conditioning),
         "solver and grid": f"{recipe.solver} on {recipe.grid}, {recipe.steps} steps",
-        "weights": f"{weights}, after {seen}",
-        "data": "{}: {} images, fingerprint {}".format(*_known(data, "name", "count", "fingerprint")),
+        "weights": f"{weights}, after {seen}" if run.step else "",
+        "data": "{}: {} images, fingerprint {}".format(*_known(data, "name", "count", "fingerprint"))
+        if "fingerprint" in data
+        else "",
         "loss of the last steps": _loss(run),
-        "made by": "nearzero {}, torch {}".format(*_known(run.provenance, "nearzero", "torch")),
+        "made by": "nearzero {}, torch {}".format(*_known(run.provenance, "nearzero", "torch"))
+        if run.provenance
+        else "",
     }
     return Facts(f"the run {run.path.resolve().name}", tuple((name, value) for name, value in told.items() if value))
 
@@ -65,7 +69,7 @@ def card(pipeline: str, kind: str, told: Conditioning, facts: Facts) -> str:
         "- nearzero",
         "---",
         "",
-        f"# {facts.source[0].upper()}{facts.source[1:]}",
+        f"# {_cell(facts.source[0].upper() + facts.source[1:])}",
         "",
         f"Written by nearzero {nearzero.__version__} as a {pipeline}.",
         "",
@@ -107,7 +111,7 @@ def _sharing(kind: str, told: Conditioning) -> list[str]:
             "",
             "The cells stand in `unet/`, in a table with a row for each integer timestep: every pipeline of diffusers "
             "applies them, and float timesteps are an error. Keep the table frozen when you train the model further: "
-            '`pipeline.unet.time_proj.requires_grad_(False)`. 50 steps with "leading" spacing visit only timesteps '
+            '`pipeline.unet.time_proj.requires_grad_(False)`. 50 steps with "leading" spacing may visit only timesteps '
             'that are told their own number; take "trailing".',
         ]
     return [*shared, "", "It takes nearzero: without it the folder does not open, rather than open unshared."]

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nearzero.codec import Pixels
 from nearzero.conditioning import Conditioning, Shared, Timestep
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.files import check_writable, new_folder, safetensors, write_bytes, write_parts
 from nearzero.interop.card import Facts, card, run_facts
-from nearzero.interop.pipeline_run import open_run
+from nearzero.interop.pipeline_run import KEPT, open_run
 from nearzero.interop.pipelines import pipeline_parts, predictor_of
 from nearzero.interop.scheduler import is_stock, scheduler
 from nearzero.interop.sharing import shared_by
@@ -53,12 +55,13 @@ def to_diffusers(source: Any, path: str | Path, *, ema: bool | str = True, overw
     path = Path(path)
     _check_out(path, overwrite)
     source = open_run(source) if isinstance(source, (str, Path)) else source
-    if isinstance(source, Run):
-        plan = _run(source, ema)
-    elif isinstance(getattr(source, "components", None), dict):
-        plan = _pipeline(source)
-    else:
-        raise CheckpointError(f"expected a run, its folder or a pipeline of diffusers, got {type(source).__name__}")
+    with torch.random.fork_rng(devices=[]):  # models are made with fresh weights first
+        if isinstance(source, Run):
+            plan = _run(source, ema)
+        elif isinstance(getattr(source, "components", None), dict):
+            plan = _pipeline(source)
+        else:
+            raise CheckpointError(f"expected a run, its folder or a pipeline of diffusers, got {type(source).__name__}")
     name = type(plan.pipeline).__name__
     with new_folder(path) as aside:
         plan.pipeline.save_pretrained(aside, safe_serialization=True)
@@ -102,13 +105,21 @@ def _run(run: Run, ema: bool | str) -> _Plan:
     stock = is_stock(recipe.process, recipe.parameterization) and recipe.through is None
     if stock and recipe.codec == Pixels() and has_table(recipe.conditioning) and _takes_table(model):
         learned = model.config.out_channels == 2 * model.config.in_channels
-        made = scheduler(recipe.process, recipe.parameterization, recipe.solver, recipe.grid, learned=learned)
+        axes = (recipe.process, recipe.parameterization, recipe.solver, recipe.grid)
+        made = scheduler(*axes, learned=learned, kept=_kept(run))
         return _table(model, made, recipe.conditioning, facts)
     from nearzero.interop.exported import NearzeroModel, NearzeroPipeline
 
     whole = NearzeroModel(recipe=encode(replace(recipe, network=_plain(recipe.network))))
     whole.network.load_state_dict(network.state_dict())
     return _Plan(NearzeroPipeline(whole), "B", recipe.conditioning, {}, facts)
+
+
+def _kept(run: Run) -> dict[str, Any]:
+    """What a run records of the scheduler of the pipeline that it began with."""
+    told = run.data.get("scheduler")
+    told = told if isinstance(told, dict) else {}
+    return {name: told[name] for name, kind in KEPT.items() if type(told.get(name)) is kind}
 
 
 def _plain(network: Any) -> Any:
@@ -118,10 +129,10 @@ def _plain(network: Any) -> Any:
 
 def _takes_table(model: Any) -> bool:
     """Whether a model is a UNet2DModel that embeds integer timesteps."""
-    return is_unet(model) and time_embedding(model) in ("positional", "learned")
+    return _is_unet(model) and time_embedding(model) in ("positional", "learned")
 
 
-def is_unet(model: object) -> bool:
+def _is_unet(model: object) -> bool:
     """Whether a model is a UNet2DModel, or of a class derived from it."""
     return any(kind.__name__ == "UNet2DModel" for kind in type(model).__mro__)
 
@@ -155,7 +166,9 @@ def _pipeline(pipeline: Any) -> _Plan:
             "pipeline.unload_lora_weights()"
         )
     facts = Facts(source=f"a {type(pipeline).__name__} whose timesteps were shared", rows=())
-    if _takes_table(model) and isinstance(shared.inner, Timestep):
+    steps = made.timesteps  # PNDM has none yet
+    whole = not (torch.is_tensor(steps) and steps.is_floating_point())  # a table has no row for Euler's 33.7
+    if whole and _takes_table(model) and isinstance(shared.inner, Timestep):
         plan = _table(model, made, shared, facts)
         stock = copy.copy(pipeline)
         stock.register_modules(unet=plan.pipeline.unet)

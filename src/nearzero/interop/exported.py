@@ -19,11 +19,12 @@ from diffusers.configuration_utils import register_to_config
 
 from nearzero.conditioning import Shared
 from nearzero.denoiser import Denoiser
-from nearzero.errors import CheckpointError
+from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.files import read_json, to_bytes, write_json
-from nearzero.interop.sharing import arguments, share_timesteps
+from nearzero.interop.sharing import arguments, share_timesteps, shared_by
 from nearzero.interop.table import filled
 from nearzero.networks.foreign import ARCHITECTURES
+from nearzero.process.discrete import MAX_STEPS
 from nearzero.recipe import Recipe
 from nearzero.registry import decode
 from nearzero.sampling import sample
@@ -49,6 +50,8 @@ class _Shared(ModelMixin, ConfigMixin):
             config[key] = json.loads(value.removeprefix(GUARD))
         super().__init__(**config)
         sharing = dict(timestep_sharing)
+        if any(not isinstance(value, int | float) or not 0 < value <= MAX_STEPS for value in sharing.values()):
+            raise CheckpointError(f"timestep_sharing {sharing!s:.200} is none; export the model anew")
         self.register_to_config(timestep_sharing=sharing)
         share_timesteps(self, **sharing)
 
@@ -56,7 +59,12 @@ class _Shared(ModelMixin, ConfigMixin):
         """config.json, in which GUARD stands before one value."""
         super().save_config(save_directory, push_to_hub, **kwargs)
         path = Path(save_directory) / "config.json"
-        config = read_json(path)
+        shared = shared_by(self)
+        if shared is None:
+            raise CheckpointError(
+                f"this {type(self).__name__} is not shared any more; save the model that it was made of, or share it"
+            )
+        config = {**read_json(path), "timestep_sharing": arguments(shared)}
         key = guarded(type(self).__name__.removeprefix("Shared"))
         write_json(path, {**config, key: GUARD + json.dumps(self.config[key])})  # pyright: ignore[reportIndexIssue]
 
@@ -84,6 +92,7 @@ def with_sharing(model: Any, shared: Shared) -> Any:
     """The same weights as a model of the class Shared<its class>, shared as the model is by a hook."""
     name = next(kind.__name__ for kind in type(model).__mro__ if kind.__name__ in ARCHITECTURES)
     config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
+    config.pop("timestep_sharing", None)
     return filled(
         SHARED[f"Shared{name}"](timestep_sharing=arguments(shared), **config), model.state_dict(), model.dtype
     )
@@ -124,19 +133,24 @@ class NearzeroPipeline(DiffusionPipeline):
         self,
         batch_size: int = 1,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         seeds: list[int] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:
         """`batch_size` images, or one for each of `seeds`, as the run's own command draws them.
 
-        Without seeds they come from `generator`, or torch's global one. `output_type` is "pil", "np" (N, H, W, C) or
-        "pt" (N, C, H, W), the last two in [0, 1].
+        Without seeds they come from `generator`, one or one for each image, or torch's global one. `output_type` is
+        "pil", "np" (N, H, W, C) or "pt" (N, C, H, W), the last two in [0, 1].
         """
         recipe = self.model.recipe
+        if output_type not in ("pil", "np", "pt"):
+            raise ArgumentError(f'output_type {output_type!r} is not known; take "pil", "np" or "pt"')
+        if self.model.dtype != torch.float32:
+            raise ArgumentError(f"a time in {self.model.dtype} is rounded; load this pipeline in torch.float32")
         if seeds is None:
-            seeds = torch.randint(2**32, (batch_size,), generator=generator, dtype=torch.int64).tolist()
+            several = generator if isinstance(generator, list) else [generator] * batch_size
+            seeds = [int(torch.randint(2**32, (), generator=one, dtype=torch.int64)) for one in several]
         x = sample(
             recipe.sampled(self.model.denoiser),
             (recipe.network.channels, recipe.network.size, recipe.network.size),

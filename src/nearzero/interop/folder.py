@@ -17,6 +17,7 @@ from nearzero.interop.sharing import shared_by, unshare
 from nearzero.interop.table import without_table
 from nearzero.networks.foreign import ARCHITECTURES
 from nearzero.process.discrete import MAX_STEPS
+from nearzero.run import check_recipe
 
 OLD = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
 """What diffusers once saved as Transformer2DModel, by its norm_type."""
@@ -52,7 +53,9 @@ def load_run(folder: Path) -> Any:
     place = folder / "model"
     _object(place / "config.json", "export the run anew")
     _check_weights(place)
-    return _pretrained(NearzeroModel, place)
+    model = _pretrained(NearzeroModel, place)
+    check_recipe(model.recipe, place)
+    return model
 
 
 def load(folder: Path) -> tuple[Any, Any, Shared | None]:
@@ -162,6 +165,8 @@ def _pretrained(kind: Any, place: Path) -> Any:
         model, report = kind.from_pretrained(
             place, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
+    except MemoryError:
+        raise
     except Exception as error:  # a wrong config fails in as many ways as there are options
         reason = _first_line(error)
         raise CheckpointError(

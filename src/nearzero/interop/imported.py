@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nearzero.conditioning import Shared
 from nearzero.denoiser import Denoiser
 from nearzero.errors import CheckpointError
@@ -46,7 +48,7 @@ class Imported(Denoiser):
         return self.schedule.grid(tokens, own=not flux)
 
 
-def from_diffusers(source: Any, *, download: bool = False) -> Imported:
+def from_diffusers(source: Any, *, download: bool = False) -> Denoiser:
     """A Denoiser of a diffusers pipeline, of a pair (model, scheduler), or of a pipeline's folder.
 
     Process, parameterization and conditioning are read from the scheduler's config; the model, text encoders and VAE
@@ -56,7 +58,8 @@ def from_diffusers(source: Any, *, download: bool = False) -> Imported:
     the time goes in as condition, under diffusers' names: class_labels, encoder_hidden_states, pooled_projections,
     text_embeds, time_ids.
 
-    A folder that `to_diffusers` wrote gives its sharing back, as the conditioning Shared.
+    It is an `Imported`, which also has the scheduler's grid(). A folder that `to_diffusers` wrote gives its sharing
+    back, as the conditioning Shared; one of an exported run is that run's own Denoiser.
 
     Raises CheckpointError for a model, scheduler or pipeline that is unknown, foreign, incomplete or pickled, and for
     epsilon prediction with zero terminal SNR.
@@ -66,8 +69,18 @@ def from_diffusers(source: Any, *, download: bool = False) -> Imported:
     """
     if isinstance(source, (str, Path)) and not download and Path(source).is_dir() and holds_run(Path(source)):
         return load_run(Path(source)).denoiser
-    model, scheduler, sharing = _parts(source, download)
-    return _imported(model, scheduler, sharing)
+    return imported(source, download=download)
+
+
+def imported(source: Any, *, download: bool = False) -> Imported:
+    """As `from_diffusers`, of anything but an exported run. Leaves torch's own generator alone."""
+    if isinstance(source, (str, Path)) and not download and Path(source).is_dir() and holds_run(Path(source)):
+        raise CheckpointError(
+            f"{source} is an exported run and no model of diffusers' own; take the run itself, as in: nearzero train "
+            "--resume --out RUN"
+        )
+    with torch.random.fork_rng(devices=[]):  # models are made with fresh weights first
+        return _imported(*_parts(source, download))
 
 
 def _imported(model: Any, scheduler: Any, sharing: Shared | None) -> Imported:
@@ -84,7 +97,21 @@ def _imported(model: Any, scheduler: Any, sharing: Shared | None) -> Imported:
     if fourier != schedule.fourier:
         told = "a noise level" if fourier else "timesteps"
         raise CheckpointError(f"this model is told {told}, which {schedule.name} does not tell; pair it with its own")
+    _check_steps(model, schedule, sharing)
     return Imported(kind.asked(model, flow=schedule.flow, steps=schedule.steps), schedule, sharing)
+
+
+def _check_steps(model: Any, schedule: Schedule, sharing: Shared | None) -> None:
+    """Raises CheckpointError where the model, or its cells, count other timesteps than the scheduler."""
+    told = {"its cells count": getattr(getattr(sharing, "inner", None), "steps", schedule.steps)}
+    if time_embedding(model) == "learned":
+        told["its table holds"] = model.time_proj.num_embeddings
+    for what, count in told.items():
+        if count != schedule.steps:
+            raise CheckpointError(
+                f"{schedule.name} counts {schedule.steps} timesteps, of this {type(model).__name__} {what} {count}; "
+                "pair it with its own scheduler"
+            )
 
 
 def _parts(source: Any, download: bool) -> tuple[Any, Any, Shared | None]:

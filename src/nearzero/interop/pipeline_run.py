@@ -15,7 +15,7 @@ from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.grid import Grid, TimestepGrid, UniformGrid
 from nearzero.interop.folder import holds_run, load_run, weights_of
-from nearzero.interop.imported import Imported, from_diffusers
+from nearzero.interop.imported import Imported, imported
 from nearzero.networks.pretrained import Pretrained
 from nearzero.recipe import Recipe, Training
 from nearzero.run import Run, is_run
@@ -84,8 +84,31 @@ def open_run(path: str | Path) -> Run:
     if holds_run(path):
         model = load_run(path)
         return PipelineRun(path, model.recipe, {}, 0, {}, network=model.network)
-    imported = from_diffusers(path)
-    return PipelineRun(path, recipe(imported, path.resolve().name), {}, 0, {}, network=imported.network)
+    found = imported(path)
+    return PipelineRun(
+        path, recipe(found, path.resolve().name), {"scheduler": kept(found)}, 0, {}, network=found.network
+    )
+
+
+KEPT = {
+    **dict.fromkeys(("clip_sample", "thresholding", "set_alpha_to_one"), bool),
+    **dict.fromkeys(("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value"), float),
+}
+"""Of a scheduler's config, what no axis says and an export gives back: how its own sampling cuts estimates of x0."""
+
+
+def kept(found: Imported) -> dict[str, Any]:
+    """These entries of a pipeline's scheduler."""
+    config = found.schedule.config
+    return {name: config[name] for name, kind in KEPT.items() if type(config.get(name)) is kind}
+
+
+def spec(found: Imported) -> Pretrained:
+    """The model as a recipe's network. Raises CheckpointError where its config is none that nearzero takes."""
+    try:
+        return Pretrained.of(found.asked)
+    except ArgumentError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def recipe(imported: Imported, name: str, conditioning: Conditioning | None = None) -> Recipe:
@@ -101,7 +124,7 @@ def recipe(imported: Imported, name: str, conditioning: Conditioning | None = No
         )
     if schedule.fourier:
         raise CheckpointError(f"{name}: models of {schedule.name} see pixels in [0, 1]; use nearzero.from_diffusers")
-    times = UniformTimes() if schedule.flow else DiscreteTimes()
+    saved, times = spec(imported), UniformTimes() if schedule.flow else DiscreteTimes()
     return Recipe(
         name=name,
         process=imported.process,
@@ -113,7 +136,7 @@ def recipe(imported: Imported, name: str, conditioning: Conditioning | None = No
         grid=_grid(imported),
         steps=min(STEPS, schedule.steps),
         codec=Pixels(),
-        network=Pretrained.of(network),
+        network=saved,
         training=TRAINING,
     )
 

@@ -32,5 +32,5 @@ def pipeline_parts(pipeline: Any) -> tuple[Any, Any]:
 def predictor_of(pipeline: Any) -> str:
     """The name of the component that predicts. Raises CheckpointError for a pipeline of an unknown class."""
     names = [kind.__name__ for kind in type(pipeline).__mro__ if kind.__module__.startswith("diffusers.")]
-    known = (name for name in names if name != "DiffusionPipeline")
+    known = (name for name in names if name in PIPELINES)
     return predictor(next(known, type(pipeline).__name__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nearzero.errors import ArgumentError
@@ -21,13 +22,20 @@ def is_stock(process: Process, parameterization: Parameterization) -> bool:
 
 
 def scheduler(
-    process: Process, parameterization: Parameterization, solver: Solver, grid: Grid, *, learned: bool = False
+    process: Process,
+    parameterization: Parameterization,
+    solver: Solver,
+    grid: Grid,
+    *,
+    learned: bool = False,
+    kept: Mapping[str, Any] | None = None,
 ) -> Any:
     """A DDPMScheduler, or, for a solver that is not Ancestral, a DDIMScheduler, whose config says all of these.
 
-    A network with a `learned` variance, of twice as many channels, is read by DDPMScheduler alone. Nothing is left to
-    defaults, which differ between versions and between schedulers that are made of one config. Raises ArgumentError for
-    what diffusers has no words for.
+    A network with a `learned` variance, of twice as many channels, is read by DDPMScheduler alone. `kept` are entries
+    of a former scheduler's config that no axis says (`pipeline_run.KEPT`): without them nothing is clipped. Nothing is
+    left to defaults, which differ between versions and between schedulers that are made of one config. Raises
+    ArgumentError for what diffusers has no words for.
     """
     import diffusers
 
@@ -39,17 +47,17 @@ def scheduler(
         "prediction_type": next(name for name, one in PREDICTIONS.items() if one == parameterization),
         "timestep_spacing": spacing,
         "steps_offset": offset,
-        "clip_sample": False,
-        "thresholding": False,
+        **{"clip_sample": False, "thresholding": False, **(kept or {})},
         "rescale_betas_zero_snr": isinstance(process, ZeroTerminalSNR),
     }
+    last = config.pop("set_alpha_to_one", True)
     if learned:
         return diffusers.DDPMScheduler(**config, variance_type="learned_range")
     if isinstance(solver, Ancestral):
         return diffusers.DDPMScheduler(
             **config, variance_type="fixed_large" if solver.variance == "upper" else "fixed_small"
         )
-    return diffusers.DDIMScheduler(**config, set_alpha_to_one=True)
+    return diffusers.DDIMScheduler(**config, set_alpha_to_one=last)
 
 
 def _betas(process: Process) -> dict[str, Any]:

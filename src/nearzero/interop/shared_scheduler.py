@@ -65,6 +65,8 @@ def share_scheduler(scheduler: Any, *, interval: float, cells: int, steps: int =
         raise CheckpointError(f"this {name} is shared already; unshare it first")
     if steps != (known := scheduler.config.num_train_timesteps):
         raise ArgumentError(f"this scheduler counts {known} timesteps, not {steps}; say steps={known}")
+    if interval >= steps:
+        raise ArgumentError(f"an interval of {interval} leaves none of the {steps} timesteps alone; take a shorter one")
     flow = name in FLOWS or scheduler.config.get("prediction_type") == "flow_prediction"
     shared = shared_condition(interval, cells, steps, flow=flow, fourier=False)
     stairs, lay_out = Stairs(shared, fourier=False, end=1.0), scheduler.set_timesteps

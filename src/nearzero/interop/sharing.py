@@ -98,10 +98,10 @@ def share_timesteps(source: Any, *, interval: float, cells: int, steps: int = 10
         raise ArgumentError(f"this model counts {known} timesteps, not {steps}; say steps={known}")
     if _hooks(model):
         raise CheckpointError(f"this {type(model).__name__} is shared already; unshare it first")
-    if time_embedding(model) == "learned" and _has_equal_rows(model):
+    if time_embedding(model) == "learned" and has_equal_rows(model):
         raise CheckpointError(
-            f"this {type(model).__name__} is shared already, by its table of timesteps; open its folder with "
-            "from_diffusers, which gives the model that it was made of"
+            f"this {type(model).__name__} is shared already, by its table of timesteps; open the folder that "
+            "nearzero exported with from_diffusers, which gives the model that it was made of"
         )
     if isinstance(getattr(source, "conditioning", None), Shared):
         raise CheckpointError(
@@ -126,7 +126,7 @@ def unshare(source: Any) -> None:
         raise ArgumentError(f"this {type(model).__name__} is not shared")
 
 
-def _has_equal_rows(model: nn.Module) -> bool:
+def has_equal_rows(model: nn.Module) -> bool:
     """Whether a table of timesteps tells one number at two neighbouring timesteps."""
     table: Any = model.get_parameter("time_proj.weight")
     return bool((table[1:] == table[:-1]).all(1).any())

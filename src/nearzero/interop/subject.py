@@ -14,8 +14,9 @@ from nearzero.data.images import Images
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError, CheckpointError, DataError
 from nearzero.interop.folder import holds_run, read_index, vae
-from nearzero.interop.imported import Imported, from_diffusers
-from nearzero.interop.pipeline_run import is_pipeline, open_run
+from nearzero.interop.imported import Imported, imported
+from nearzero.interop.pipeline_run import is_pipeline, open_run, spec
+from nearzero.networks.foreign import AskedUNet
 from nearzero.run import Run, load_tensors
 
 LATENT = 64
@@ -44,30 +45,30 @@ def open_subject(path: Path, *, ema: bool = True, device: torch.device | str = "
         return Subject(
             run.denoiser(ema=ema, device=device), network.size, network.channels, run.recipe.codec.encode, run=run
         )
-    imported = from_diffusers(path)
-    imported.to(device).eval()
-    if type(imported.asked).__name__ != "AskedUNet":
-        return _latent(imported, path, device)
-    config = imported.model.config
-    encode = (lambda images: images.float() / 255) if imported.schedule.fourier else Pixels().encode
-    return Subject(imported, config.sample_size, config.in_channels, encode, imported.asked.needs())
+    found = imported(path)
+    found.to(device).eval()
+    if not isinstance(found.asked, AskedUNet):
+        return _latent(found, path, device)
+    network = spec(found)
+    encode = (lambda images: images.float() / 255) if found.schedule.fourier else Pixels().encode
+    return Subject(found, network.size, network.channels, encode, found.asked.needs())
 
 
-def _latent(imported: Imported, path: Path, device: torch.device | str) -> Subject:
+def _latent(found: Imported, path: Path, device: torch.device | str) -> Subject:
     """A model of latents, seen through the VAE of its pipeline: the mean of the posterior, scaled as pipelines do."""
     if "vae" not in read_index(path):
         raise CheckpointError(f"{path} has a model of latents and no vae; diagnose it in Python, with latents as x0")
     coder = vae(path).to(device).eval()
     config, factor = coder.config, 2 ** (len(coder.config.block_out_channels) - 1)
     shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
-    width = getattr(imported.model.config, "sample_size", None) or LATENT
+    width = getattr(found.model.config, "sample_size", None) or LATENT
 
     def encode(images: Tensor) -> Tensor:
         with torch.inference_mode():
             parts = [coder.encode(part.to(device)).latent_dist.mode() for part in Pixels().encode(images).split(4)]
         return (torch.cat(parts) - shift) * scale
 
-    return Subject(imported, width * factor, config.in_channels, encode, imported.asked.needs())
+    return Subject(found, width * factor, config.in_channels, encode, found.asked.needs())
 
 
 def condition(subject: Subject, images: Images, file: Path | None) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from nearzero.conditioning import Conditioning, Shared, Timestep
 from nearzero.errors import CheckpointError
 from nearzero.networks.foreign import time_embedding
+from nearzero.process.discrete import MAX_STEPS
 
 KEY = "timestep_sharing"
 """The entry of a safetensors header that says which cells a table holds: {"interval", "cells", "steps"} as JSON."""
@@ -64,6 +65,7 @@ def header(conditioning: Shared, steps: int, model: Any) -> dict[str, str]:
     """What the safetensors header says of the table that was made of a model."""
     learned = time_embedding(model) == "learned"
     told = {"interval": conditioning.interval, "cells": conditioning.cells, "steps": steps, "learned": learned}
+    told["dtype"] = str(model.dtype).removeprefix("torch.")  # in which the table is rounded, wherever it is read
     return {"format": "pt", KEY: json.dumps(told)}
 
 
@@ -74,14 +76,16 @@ def without_table(model: Any, metadata: Mapping[str, str]) -> tuple[Any, Shared 
     """
     if KEY not in metadata:
         return model, None
-    sharing, steps, learned = _read(metadata[KEY])
+    sharing, steps, learned, dtype = _read(metadata[KEY])
     table = getattr(getattr(model, "time_proj", None), "weight", None)
     if time_embedding(model) != "learned" or table is None or len(table) != steps:
         raise CheckpointError(f"the weights say that they hold a table of {steps} shared timesteps, and hold none")
     told = staircase(sharing, steps)
     first = table[told.to(torch.int64)]
     old = model if learned else _positional(model)
-    if not torch.equal(first, table) or not (learned or torch.equal(rows(old, told).to(table.dtype), table.cpu())):
+    if not torch.equal(first, table) or not (
+        learned or torch.equal(rows(old, told).to(dtype).to(table.dtype), table.cpu())
+    ):
         raise CheckpointError(
             f"the table of timesteps does not hold the {sharing.cells} cells of [0, {sharing.interval:g}] that the "
             "header of the weights names: it was trained or edited; export the model anew, and train with its table "
@@ -90,14 +94,20 @@ def without_table(model: Any, metadata: Mapping[str, str]) -> tuple[Any, Shared 
     return old, sharing
 
 
-def _read(text: str) -> tuple[Shared, int, bool]:
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def _read(text: str) -> tuple[Shared, int, bool, torch.dtype]:
     try:
         told = json.loads(text)
         steps, cells, interval = told["steps"], told["cells"], told["interval"]
-        if not all(type(value) is int for value in (steps, cells)) or type(interval) not in (int, float):
+        if not all(type(value) is int and value <= MAX_STEPS for value in (steps, cells)):
             raise TypeError(text)
-        return Shared(Timestep(steps), interval=interval, cells=cells), steps, bool(told.get("learned"))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if type(interval) not in (int, float):
+            raise TypeError(text)
+        shared, dtype = Shared(Timestep(steps), interval=interval, cells=cells), DTYPES[told.get("dtype", "float32")]
+        return shared, steps, bool(told.get("learned")), dtype
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the weights' header has a bad {KEY}, {text:.200}; export the model anew") from error
 
 

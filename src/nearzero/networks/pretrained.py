@@ -44,7 +44,9 @@ class Pretrained:
         for name in ("sample_size", "in_channels"):
             value = self._config.get(name)
             if type(value) is not int or not 1 <= value <= 4096:
-                raise ArgumentError(f"the config of this {self.kind} says {name} {value!r:.100}, not 1 to 4096")
+                raise ArgumentError(
+                    f"the config of this {self.kind} says {name} {value!r:.100}; write one number, 1 to 4096"
+                )
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class Pretrained:
     def of(cls, network: Asked, rank: int = 0) -> Pretrained:
         """The spec of a model that is there. Raises ArgumentError where its config is none that this class takes."""
         config = {name: value for name, value in dict(network.model.config).items() if not name.startswith("_")}
+        config.pop("timestep_sharing", None)  # of export B, which a recipe says by its conditioning
         return cls(_kind(network.model), json.dumps(config, sort_keys=True), network.steps, network.flow, rank)
 
 

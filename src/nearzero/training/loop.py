@@ -89,7 +89,7 @@ def train(
                 _preview(state, book)
             if stop and not last:
                 where = f"stopped at step {now.step} of {recipe.training.steps} with a valid checkpoint in {out}"
-                raise Stopped(f"{where}; go on with --resume")
+                raise Stopped(f"{where}; go on with: nearzero train --resume --out {out}")
     return run
 
 

@@ -70,7 +70,9 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
     if not is_ours(out):
         raise ArgumentError(f"{out / 'run.json'} is damaged or not nearzero's; delete it or choose another --out")
     if not overwrite:
-        raise ArgumentError(f"{out} holds a run; use --resume to go on with it or --overwrite to delete it")
+        raise ArgumentError(
+            f"{out} holds a run; go on with: nearzero train --resume --out {out}, or delete it with --overwrite"
+        )
 
 
 SAFE = {"solver", "grid", "steps", "through"}
