@@ -16,7 +16,7 @@ demo: $(READY)
 	@$(BIN)/nearzero demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 proofs: $(READY)
 	@$(BIN)/python -m pytest -m slow

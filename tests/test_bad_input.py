@@ -246,7 +246,12 @@ def test_images_that_are_there_stay(run_folder, capsys):
     (out / "000000.png").write_bytes(b"mine")
     before = tree(run_folder.parent)
     refused(capsys, ["sample", run_folder, "-n", "1", "--out", out], 2, "000000.png exists; use --overwrite")
-    refused(capsys, ["train", "etsdm", "--out", run_folder], 2, "holds a run; go on with: nearzero train --resume .* --overwrite")
+    refused(
+        capsys,
+        ["train", "etsdm", "--out", run_folder],
+        2,
+        "holds a run; go on with: nearzero train --resume .* --overwrite",
+    )
     for inside in (data, data / "run"):
         refused(
             capsys, ["train", "etsdm", "--data", data, "--out", inside, "--overwrite"], 2, "no run folder|each other"

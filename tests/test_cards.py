@@ -16,7 +16,9 @@ PROTOCOL = {"metric": "Frechet distance (x)", "count": 100, "extractor": {"name"
 
 def card(value=2.5, **protocol):
     made = {"argv": ["nearzero"], "created": "now"}
-    return Card("Frechet distance (x)", value, 2.0, 3.0, 0.25, 1.0, {**PROTOCOL, **protocol}, {"run": "a"}, {"KID": 0.5}, made)
+    return Card(
+        "Frechet distance (x)", value, 2.0, 3.0, 0.25, 1.0, {**PROTOCOL, **protocol}, {"run": "a"}, {"KID": 0.5}, made
+    )
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -86,7 +88,16 @@ def test_other_protocols_are_not_ranked(key, value):
     assert json.dumps(value, sort_keys=True) in str(caught.value)
 
 
-TABLE = {1: 12.7062047, 2: 4.3026527, 3: 3.1824463, 4: 2.7764451, 9: 2.2621572, 10: 2.2281389, 29: 2.0452296, 100: 1.9839715}
+TABLE = {
+    1: 12.7062047,
+    2: 4.3026527,
+    3: 3.1824463,
+    4: 2.7764451,
+    9: 2.2621572,
+    10: 2.2281389,
+    29: 2.0452296,
+    100: 1.9839715,
+}
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), TABLE.items())

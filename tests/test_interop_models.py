@@ -11,8 +11,8 @@ import torch
 import nearzero as nz
 from nearzero.errors import ArgumentError
 from nearzero.interop.imported import from_diffusers
-from nearzero.networks.foreign import ARCHITECTURES
 from nearzero.interop.schedule import SCHEDULERS
+from nearzero.networks.foreign import ARCHITECTURES
 
 B, TEXT = 2, {"encoder_hidden_states": (5, 12)}
 POOLED = {**TEXT, "pooled_projections": (10,)}

@@ -42,5 +42,7 @@ def test_a_lora_moves_alone_and_is_merged(tmp_path):
     back = from_diffusers(tmp_path / "out")
     assert made.kind == "A" and not any("lora" in name for name in back.state_dict())
     with torch.no_grad():
-        a, b, alone = (one.output(x, 0.5)[0] for one in (run.denoiser(ema=False), back, from_diffusers(tmp_path / "pipeline")))
+        a, b, alone = (
+            one.output(x, 0.5)[0] for one in (run.denoiser(ema=False), back, from_diffusers(tmp_path / "pipeline"))
+        )
     assert (a - b).abs().max() <= 1e-5 * a.abs().max() and (a - alone).abs().max() > 1e-3 * a.abs().max()

@@ -25,7 +25,7 @@ class Card:
     floor       the same distance between as many real images and others of the reference
     protocol    what two cards must share to be ranked: metric, count, extractor (name, preprocessing, weights),
                 reference (name, count, fingerprint)
-    subject     what was measured: run, recipe, step, images seen, checkpoint, weights, sampler, network evaluations, seeds
+    subject     what was measured: run, recipe, step, images seen, checkpoint, weights, sampler, evaluations, seeds
     others      further numbers of the same images by name, each with its own error where it has one: "KID", "precision"
     made        the command, versions, device and time
     """
@@ -43,9 +43,18 @@ class Card:
 
     def text(self) -> str:
         """In a line: the value with its interval, for how many images, and the floor."""
-        near = "" if self.floor is None else f"; real images: {self.floor:.4g}"
-        low, high, count = f"{self.low:.4g}", f"{self.high:.4g}", self.protocol.get("count")
-        return f"{self.title} {self.value:.4g} [{low}, {high}], {count:,} images{near}"
+        near = "" if self.floor is None else f"; real images: {plain(self.floor)}"
+        value, low, high = (plain(number) for number in (self.value, self.low, self.high))
+        return f"{self.title} {value} [{low}, {high}], {self.protocol.get('count'):,} images{near}"
+
+
+def plain(number: float) -> str:
+    """Four digits, and from 10,000 on all that stand before the point: a distance is read, not computed with.
+
+    >>> plain(812.41), plain(11910.3)
+    ('812.4', '11,910')
+    """
+    return f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:.4g}"
 
 
 def write_card(path: Path, card: Card) -> None:

@@ -16,7 +16,7 @@ COMMANDS = {
     "demo": "Train DDPM and E-TSDM for a few minutes and see what sharing does near t = 0.",
     "train": "Train a recipe on a folder of images.",
     "sample": "Draw images from a trained run.",
-    "evaluate": "Measure the likelihood of images, in bits per dimension.",
+    "evaluate": "Measure a run: likelihood, distance of samples to real images, distance against cost.",
     "diagnose": "Measure a run or a diffusers pipeline near t = 0, and say whether to share.",
     "finetune": "Train a diffusers pipeline further, with its timesteps shared near t = 0.",
     "export": "Write a run as a diffusers pipeline.",
@@ -26,6 +26,8 @@ COMMANDS = {
     "verify": "Compare every checkpoint of a run with its manifest.",
     "status": "Say how far a run is, and who trains it.",
     "data": "Examine images, or fetch a public data set by name.",
+    "compare": "Compare runs: recipes, distances, K near t = 0, samples; fail on a condition.",
+    "report": "Write a page about a run, a reproduction or a folder of runs.",
     "doctor": "Examine a recipe's noise schedule at both ends.",
     "recipes": "List recipes, show one, or show where two differ.",
 }
@@ -58,7 +60,7 @@ def group() -> None:
     nearzero sample runs/mine -n 64 --out samples
 
     Exit codes: 0 done, 1 bug, 2 usage, 3 data, 4 checkpoint, 5 numbers, 6 memory,
-    7 disk, 75 stopped early with a valid checkpoint.
+    7 disk, 10 a condition of --fail-if holds, 75 stopped early with a valid checkpoint.
     """
 
 

@@ -36,7 +36,7 @@ def command() -> None:
     nearzero data list
     nearzero data fetch cifar10
 
-    A folder that is called fetch or list is ./fetch or ./list.
+    A folder that is called fetch or list is ./fetch or ./list. Each takes --json, and has a --help of its own.
     """
 
 

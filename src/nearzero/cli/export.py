@@ -20,7 +20,9 @@ def command(run: Path, out: Path, raw_weights: bool, overwrite: bool, as_json: b
 
     \b
     nearzero export runs/mine exported
-    python -c "import diffusers; diffusers.DDIMPipeline.from_pretrained('exported')().images[0].save('one.png')"
+    nearzero export runs/mine exported --overwrite
+
+    diffusers.DDIMPipeline.from_pretrained("exported") opens it.
 
     What the network is told near t = 0 goes with it: in a table that stock pipelines read, or, where diffusers has no
     such model or scheduler, in classes that need nearzero and say so without it.

@@ -73,7 +73,7 @@ def command(
     cut short goes on when it is repeated; samples.json records the settings and each image's digest.
     """
     chosen, size, shard = _seeds(count, seeds), choices.batch(batch), choices.shard(os.environ)
-    _check(run, asked)
+    check_options(run, asked)
     device = _device(device, shard)
 
     from nearzero.interop.pipeline_run import open_run
@@ -82,7 +82,7 @@ def command(
     _check_out(out)
     loaded = open_run(run).pinned()
     _check_apart(loaded, out)
-    production = _production(loaded, asked)
+    production = production_of(loaded, asked)
     with reporting("sampling", "images") as show:
         made = produce(
             production,
@@ -122,7 +122,7 @@ def _seeds(count: int | None, seeds: str | None) -> list[int]:
     return chosen
 
 
-def _check(run: Path, asked: dict[str, Any]) -> None:
+def check_options(run: Path, asked: dict[str, Any]) -> None:
     """Raises ArgumentError for options that do not go together, before anything is read."""
     if asked["steps"] is not None and asked["nfe"] is not None:
         raise ArgumentError(f"--steps {asked['steps']} and --nfe {asked['nfe']} exclude each other; leave one out")
@@ -165,7 +165,7 @@ def _device(name: str, shard: tuple[int, int]) -> str:
     return f"cuda:{local}" if device == "cuda" and shard[1] > 1 and local.isdecimal() else device
 
 
-def _production(run: Run, asked: dict[str, Any]) -> Production:
+def production_of(run: Run, asked: dict[str, Any]) -> Production:
     """What was asked for, the recipe's where it was not."""
     from nearzero.interop.pipeline_run import open_run
     from nearzero.production import Guide, Production
