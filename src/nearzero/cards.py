@@ -49,12 +49,12 @@ class Card:
 
 
 def plain(number: float) -> str:
-    """Four digits, and from 10,000 on all that stand before the point: a distance is read, not computed with.
+    """Four digits, and from 1,000 on all that stand before the point: a distance is read, not computed with.
 
     >>> plain(812.41), plain(11910.3)
     ('812.4', '11,910')
     """
-    return f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:.4g}"
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
 def write_card(path: Path, card: Card) -> None:

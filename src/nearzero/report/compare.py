@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nearzero.cards import Card
+from nearzero.cards import Card, plain
 from nearzero.diagnostics.diagnosis import Diagnosis
 from nearzero.files import contact_sheet, png
 from nearzero.report import diagnosis
@@ -66,8 +66,8 @@ def cells(card: Card) -> tuple[str, str, str, str]:
     """Value, interval, floor and number of images."""
     floor, count = card.floor, card.protocol.get("count")
     told = f"{count:,}" if isinstance(count, int) else ""
-    interval = f"{card.low:.4g} to {card.high:.4g}" if _has_interval(card) else "unknown"
-    return f"{card.value:.4g}", interval, "" if floor is None else f"{floor:.4g}", told
+    interval = f"{plain(card.low)} to {plain(card.high)}" if _has_interval(card) else "unknown"
+    return plain(card.value), interval, "" if floor is None else plain(floor), told
 
 
 def _has_interval(card: Card) -> bool:
@@ -98,7 +98,7 @@ def paired_table(groups: Sequence[Group]) -> Table | None:
     """Differences over equal training seeds; None where no two groups share two."""
     found = differences_over_seeds(groups)
     rows = [
-        (f"{name}: {a} - {b}", f"{mean:.4g}", f"{low:.4g} to {high:.4g}", str(n), _sign(low, high))
+        (f"{name}: {a} - {b}", plain(mean), f"{plain(low)} to {plain(high)}", str(n), _sign(low, high))
         for name, a, b, n, (mean, low, high) in found
     ]
     header = ("difference", "mean", "95 % interval", "pairs", "shown")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from nearzero.cards import Card
+from nearzero.cards import Card, plain
 from nearzero.files import grid_png
 from nearzero.report.diagnosis import number
 from nearzero.report.figures import _LOOK, STYLES, _figure, _legend, _style, _svg
@@ -177,7 +177,7 @@ def _churn(solver: Mapping[str, Any]) -> str:
 
 def _or(value: float | None) -> str:
     """A number to four digits, all of those before the point; nothing for None."""
-    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "" if value is None else plain(value)
 
 
 def _text(value: Any) -> str:
