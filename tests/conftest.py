@@ -1,6 +1,9 @@
 """Fixtures: a recipe that trains in a blink, pictures for it, a trained run, and a way to make the disk fail."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start, too: see below
+
 import shutil
 from dataclasses import replace
 from pathlib import Path

@@ -900,3 +900,10 @@ def test_two_intervals_are_drawn_whole(plain, shared):
         figure = diagnosis.near_picture({"a": shared, "b": longer}).content
     assert [x for x, _ in lines(figure.axes[0], "#595959")[0]] == [199.5, 199.5]
     assert lines(figure.axes[0], figures.STYLES[1]["color"])[0][-1][0] == pytest.approx(399, abs=1e-9)
+
+
+def test_a_network_that_does_not_move_is_drawn_too():
+    """K = 0 throughout, as after one step of training: axes without a curve, and no error."""
+    still = curve_of([0.0] * 24, stderr=0.0)
+    for picture in (figures.whole_range({"a": still}), figures.near_zero({"a": still}, 0.1)):
+        assert picture.startswith(b"<?xml")

@@ -211,7 +211,8 @@ class LinearSigmaVP(VP):
 
     def level(self, t: Tensor) -> Level:
         """alpha and sigma at float64 times."""
-        return Level(torch.sqrt((1 - t) * (1 + t)), t)
+        squared = torch.where(t < 0.5, 1 - t * t, (1 - t) * (1 + t))  # of alpha: monotone, and 1 - t is exact above
+        return Level(torch.sqrt(squared), t)
 
     def f(self, t: Tensor) -> Tensor:
         """-t / (1 - t^2); -inf at t = 1."""

@@ -158,7 +158,10 @@ def whole_range(curves: Mapping[str, LipschitzCurve]) -> bytes:
         for i, (name, curve) in enumerate(curves.items()):
             _curve(axes, curve.steps.number(curve.times), curve, name, i)
         shown = limits(list(curves.values()))
-        axes.set(xscale="log", yscale="log", ylim=shown, xlabel="timestep k + 1", ylabel="K(k, k+1) per timestep")
+        k = torch.cat([curve.steps.number(curve.times) for curve in curves.values()])
+        ends = (k.min().item() / 1.2, k.max().item() * 1.2)  # said, as where K is 0 throughout nothing is drawn
+        axes.set(xscale="log", yscale="log", xlim=ends, ylim=shown)
+        axes.set(xlabel="timestep k + 1", ylabel="K(k, k+1) per timestep")
         _legend(axes)
         return _svg(figure)
 
