@@ -14,7 +14,7 @@ from torch import nn
 
 import nearzero as nz
 from conftest import pictures, write_folder
-from nearzero.cards import read_card, plain
+from nearzero.cards import plain, read_card
 from nearzero.cli import run as command
 from nearzero.errors import ArgumentError, DataError
 from nearzero.files import to_bytes
