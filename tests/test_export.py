@@ -1,6 +1,7 @@
 """Out to diffusers: what a stock pipeline draws from an export is what nearzero's hook makes it draw, bit for bit; nothing loads unshared."""
 
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -498,3 +499,25 @@ def test_an_exported_run_that_is_damaged_is_refused(etsdm, tmp_path):
     (tmp_path / "out/model/diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds no diffusion_pytorch_model"):
         from_diffusers(tmp_path / "out")
+
+
+def test_a_folders_name_stays_text_in_the_card(etsdm, tmp_path):
+    """HTML and line breaks of a run's name are escaped in the heading too."""
+    path = tmp_path / "<img src=x>\nrun"
+    shutil.copytree(etsdm.path, path)
+    to_diffusers(path, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "<img" not in card and "# The run &lt;img src=x> run\n" in card
+
+
+def test_cells_of_other_timesteps_than_the_schedulers_are_refused(tmp_path):
+    """An export whose scheduler was replaced by one that counts 500 timesteps, and a table of 500 under one of 1,000: exit 4."""
+    pipeline = stock()
+    with share_timesteps(pipeline, **PAPER):
+        to_diffusers(pipeline, tmp_path / "a")
+    diffusers.DDPMScheduler(num_train_timesteps=500).save_pretrained(tmp_path / "a/scheduler")
+    small = stock(time_embedding_type="learned", num_train_timesteps=500)
+    for source, message in ((tmp_path / "a", "its cells count 1000"), (small, "its table holds 500")):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            from_diffusers(source)
+        assert caught.value.exit_code == 4
