@@ -13,3 +13,9 @@ for seed in 0 1 2; do
         touch "$run/done"
     done
 done
+
+for run in "$out"/*-[012]; do
+    nearzero evaluate "$run" --fd -n 2000 --solver ddim --grid trailing --steps 50 --out "$run/fd.json"
+    nearzero evaluate "$run" --fd -n 2000 --solver dpm --nfe 20 --out "$run/fd-dpm.json"
+done
+nearzero compare "$out"/ddpm-[012] "$out"/etsdm-[012] --html "$out/compare.html"

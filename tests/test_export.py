@@ -93,8 +93,8 @@ def test_export_a_is_the_hook_bit_for_bit(tmp_path, kind, steps, dtype):
         scheduler = kind.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
         hooked = drawn(pipeline.unet, scheduler, steps, dtype)
     assert torch.equal(drawn(exported, scheduler, steps, dtype), hooked)
-    if steps < 1000:  # a control that need not take as long again
-        assert not torch.equal(drawn(pipeline.unet, scheduler, steps, dtype), hooked)
+    few = min(steps, 100)  # the control need not take as long again
+    assert not torch.equal(drawn(pipeline.unet, scheduler, few, dtype), drawn(exported, scheduler, few, dtype))
 
 
 def test_our_sampler_agrees_with_the_stock_pipeline(tmp_path):
