@@ -9,7 +9,7 @@ for seed in 0 1 2; do
         [ -e "$run/done" ] && continue
         resume=$([ -e "$run/run.json" ] && echo --resume || echo "$recipe --seed $seed --data fashion-mnist --size 16 --batch 64")
         # shellcheck disable=SC2086
-        nearzero train $resume --preset small --steps 1000 --out "$run"
+        nearzero train $resume --preset small --steps 1000 --checkpoint-every 250 --keep 4 --out "$run"
         touch "$run/done"
     done
 done

@@ -67,12 +67,17 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_any_change_is_found(kept):
-    """Every digit of the JSON and of the CSV, changed alone, is refused; only spaces of JSON are free."""
+    """Every digit of the JSON and of the CSV, changed alone, is refused.
+
+    What the JSON does not say is free: spaces, and a seventeenth digit that is read as the same number.
+    """
     for path in (kept, kept.with_suffix(".csv")):
         text = path.read_text()
         digits = [k for k, c in enumerate(text) if c.isdigit()]
         for k in digits[:: max(1, len(digits) // 25)]:
             changed = text[:k] + str((int(text[k]) + 1) % 10) + text[k + 1 :]
+            if path == kept and json.loads(changed) == json.loads(text):
+                continue
             path.write_text(changed)
             with pytest.raises(DataError):
                 committed.read(kept)

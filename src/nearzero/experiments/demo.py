@@ -38,6 +38,7 @@ Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
 
 BLUR = 0.25  # standard deviation of the noise that makes the classes of images a smooth density
 SMALL = 1e-5  # exponents are fitted below this t
+LEAST = 4  # steps of training, however short: blocks begin at zero, so that one step leaves a network blind to t
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class Demo:
 
 
 def recipes(images: Images, seconds: float, out: Path, device: str) -> dict[str, Recipe]:
-    """DDPM and E-TSDM, small, for as many steps each as fit into half of `seconds` at the speed measured now."""
+    """DDPM and E-TSDM, small, for as many steps each as fit into half of `seconds` at the speed measured now, and 4."""
     both = {name: small(recipe(), images.size, images.channels) for name, recipe in (("ddpm", ddpm), ("etsdm", etsdm))}
     cost = measure(both["ddpm"], out, device)
-    steps = max(1, round(seconds / 2 * cost.images_per_second / both["ddpm"].training.batch))
+    steps = max(LEAST, round(seconds / 2 * cost.images_per_second / both["ddpm"].training.batch))
     return {name: replace(one, training=replace(one.training, steps=steps)) for name, one in both.items()}
 
 
