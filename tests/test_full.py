@@ -11,6 +11,7 @@ import nearzero as nz
 from nearzero.cli import run as command
 from nearzero.errors import ArgumentError, DataError
 from nearzero.experiments import full
+from nearzero.experiments.setting import Setting, setting
 from nearzero.report import full as pages
 from nearzero.training.stats import read_losses
 
@@ -27,7 +28,7 @@ def where(tmp_path_factory):
     """Where a table of two steps of each row has been made."""
     images = nz.embedded(8)
     half = nz.Images(images.pixels[:1000]), nz.Images(images.pixels[1000:])
-    return full.Setting(TINY, *half, tmp_path_factory.mktemp("table"), quiet)
+    return Setting(TINY, *half, tmp_path_factory.mktemp("table"), quiet)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,9 @@ def test_the_table_holds_every_row_and_measure(table):
 
 def test_all_rows_have_one_network_and_training(where):
     """Rows differ in what Table 1 compares alone: network, training, dither and size are the same."""
-    shared = {(one.network, one.training, one.dither) for one in map(where.recipe, full.rows())}
+    shared = {
+        (one.network, one.training, one.dither) for one in (where.fitted(row.recipe) for row in full.rows().values())
+    }
     assert len(shared) == 1 and next(iter(shared))[2]
 
 
@@ -58,11 +61,11 @@ def test_a_table_that_was_cut_short_goes_on(where, table, tmp_path):
     shutil.copytree(where.out, tmp_path / "again")
     (tmp_path / "again" / "nll" / "full-0-2-ode.json").unlink()
     shutil.rmtree(tmp_path / "again" / "runs" / "full_w-0")
-    again = full.full_table1(full.Setting(TINY, where.images, where.test, tmp_path / "again", quiet))
+    again = full.full_table1(Setting(TINY, where.images, where.test, tmp_path / "again", quiet))
     assert again.rows == table.rows and again.summary == table.summary
     (tmp_path / "again" / "nll" / "full-0-1-ode.json").unlink()
     with pytest.raises(ArgumentError, match="is at step 2, past 1"):
-        full.full_table1(full.Setting(TINY, where.images, where.test, tmp_path / "again", quiet))
+        full.full_table1(Setting(TINY, where.images, where.test, tmp_path / "again", quiet))
 
 
 def test_paired_differences_are_those_of_the_images(where, table):
@@ -77,7 +80,7 @@ def test_paired_differences_are_those_of_the_images(where, table):
 def test_the_figure_reads_the_loss_that_was_logged(where, table):
     """Panel (a) is the log's own loss in bits per dimension; panel (b) has each solver at each budget."""
     found = full.full_figure1(where)
-    run = where.run("full_w", 2)
+    run = where.run(full.rows()["full_w"].recipe, 2)
     logged = [mean / (64 * 0.6931471805599453) for _, mean in read_losses(run.path / "stats.jsonl")]
     shown = [row[3] for row in found.rows if row[:2] == ("loss", "full_w")]
     assert shown == pytest.approx(logged, rel=1e-6)
@@ -89,11 +92,11 @@ def test_bad_settings(tmp_path):
     """Images without test images, sizes that differ, and too few test images are refused before anything is trained."""
     images = nz.embedded(16)
     with pytest.raises(ArgumentError, match="give both --data and --test"):
-        full.setting("smoke", tmp_path, quiet, images, None)
+        setting(full.BUDGETS, "smoke", tmp_path, quiet, images, None)
     with pytest.raises(DataError, match="16 pixels, --test of 8"):
-        full.setting("smoke", tmp_path, quiet, images, nz.embedded(8))
+        setting(full.BUDGETS, "smoke", tmp_path, quiet, images, nz.embedded(8))
     with pytest.raises(DataError, match="holds 10 images and this budget needs 32"):
-        full.setting("smoke", tmp_path, quiet, images, nz.Images(images.pixels[:10]))
+        setting(full.BUDGETS, "smoke", tmp_path, quiet, images, nz.Images(images.pixels[:10]))
 
 
 @pytest.mark.parametrize(

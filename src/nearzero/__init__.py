@@ -92,7 +92,7 @@ _NAMES = {
 _DIFFUSERS = ["ModelMixin", "SchedulerMixin", "NearzeroModel", "NearzeroPipeline"]
 """What diffusers looks up in a package that model_index.json names, besides Shared<its own class>."""
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = ["errors", "recipes"]
+_MODULES = ["errors", "recipes", "zoo"]
 
 __all__ = ["__version__", *_HOME, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 

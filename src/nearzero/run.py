@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import nearzero
+from nearzero import zoo
 from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError, CheckpointError, NearzeroError, did_you_mean
 from nearzero.files import read_json, write_json
@@ -57,8 +58,11 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
-        """Reads a run folder. Raises CheckpointError where there is none, or it is damaged or too new."""
-        path = Path(path)
+        """Reads a run folder, or a model of the package by zoo:NAME.
+
+        Raises CheckpointError where there is none, or it is damaged or too new, ArgumentError for an unknown model.
+        """
+        path = zoo.resolve(path)
         if not is_run(path):
             what = "is no run folder (it has no run.json)" if path.exists() else "does not exist"
             raise CheckpointError(f"{path} {what}; make a run with: nearzero train etsdm --out {path}")
@@ -123,6 +127,11 @@ class Run:
         checkpoint = self.checkpoint()
         return 0 if checkpoint is None else int(checkpoint.name)
 
+    @property
+    def results(self) -> Path:
+        """Where what is found out about the run is kept, see `nearzero.zoo.results`."""
+        return zoo.results(self.path)
+
     def averages(self) -> list[str]:
         """The averages that the checkpoint holds, by the names that `denoiser(ema=...)` takes: "ema" and others."""
         checkpoint = self.checkpoint()
@@ -150,7 +159,10 @@ class Run:
         name = ema if isinstance(ema, str) else "ema" if ema else "weights"
         if isinstance(ema, str) and ema not in (known := self.averages()):
             raise ArgumentError(f"{checkpoint} holds no average {ema!r}; {did_you_mean(ema, known)}")
-        return checkpoint / f"{name}.safetensors"
+        path = checkpoint / f"{name}.safetensors"
+        if not ema and not path.exists() and (checkpoint / "ema.safetensors").exists():
+            raise ArgumentError(f"{checkpoint} holds averaged weights alone; leave out --raw-weights, or ema=False")
+        return path
 
     def sample(
         self,

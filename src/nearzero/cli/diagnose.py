@@ -97,11 +97,12 @@ def command(
     same with its timesteps shared, and whether and how to share them.
     """
     from nearzero.interop.subject import open_subject
+    from nearzero.zoo import results
 
     cells = None if share is None else parse_share(share)
     if share is not None and against is not None:
         raise ArgumentError(f"--share {share} and --against {against} exclude each other; diagnose one by one")
-    page = None if html is None else _page_path(Path(html) if html else path / "diagnosis.html")
+    page = None if html is None else _page_path(Path(html) if html else results(path) / "diagnosis.html")
     device = pick_device(device)
     paths = [path] if against is None else [path, against]
     subjects = [open_subject(one, ema=not raw_weights, device=device) for one in paths]

@@ -65,7 +65,7 @@ EXTRACTOR_HELP = "squeezenet, inception (the FID), classifier, or a file of weig
 @click.option("--batch", type=click.IntRange(min=1), metavar="B", help="Images at once.  [default: 64; 256 on a GPU]")
 @click.option("--raw-weights", is_flag=True, help="Use the weights themselves, not their average.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="The JSON.  [default: in RUN, named by the measure]"
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="The JSON.  [default: in RUN, named by the measure; of zoo:NAME in zoo-NAME]"
 )
 @click.option("--html", type=click.Path(path_type=Path), metavar="PAGE", help="Also write a page for a browser.")
 @click.option("--overwrite", is_flag=True, help="Start again where FILE holds other settings.")

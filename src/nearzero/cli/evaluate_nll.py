@@ -24,7 +24,7 @@ def nll(run: Path, asked: dict[str, Any]) -> None:
     from nearzero.nll import evaluate
 
     loaded, chosen, device = open_run(run), asked["method"] or "ode", pick_device(asked["device"])
-    file, html = asked["out"] or run / f"nll-{chosen}.json", asked["html"]
+    file, html = asked["out"] or loaded.results / f"nll-{chosen}.json", asked["html"]
     check_targets(file, html)
     images = run_images(loaded, asked["data"])
     if not loaded.recipe.dither:

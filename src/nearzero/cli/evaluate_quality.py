@@ -34,7 +34,7 @@ def fd(run: Path, asked: dict[str, Any]) -> None:
     loaded, seeds, production = _opened(run, asked)
     with _stages() as show:
         reference = _reference(loaded, asked, show)
-        file = asked["out"] or run / "fd.json"
+        file = asked["out"] or loaded.results / "fd.json"
         if not asked["out"] and not asked["overwrite"]:
             file = _free(file, production, seeds, reference)
         _check_file(file, asked)
@@ -63,7 +63,7 @@ def search_churn(run: Path, asked: dict[str, Any]) -> None:
         _numbers("--churn-noises", asked["churn_noises"]) or NOISES,
     )
     fresh = range(max(seeds) + 1, max(seeds) + 1 + len(seeds))
-    file = asked["out"] or run / "churn.json"
+    file = asked["out"] or loaded.results / "churn.json"
     _check_file(file, asked)
     with _stages() as show:
         reference = _reference(loaded, asked, show)
@@ -86,7 +86,7 @@ def pareto(run: Path, asked: dict[str, Any]) -> None:
     from nearzero.quality import compact
 
     loaded, seeds, _ = _opened(run, asked)
-    file = asked["out"] or run / "pareto.json"
+    file = asked["out"] or loaded.results / "pareto.json"
     _check_file(file, asked)
     points = [Point(*names, production) for names, production in _points(loaded, asked)]
     with _stages() as show:

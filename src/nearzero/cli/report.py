@@ -66,8 +66,9 @@ def command(
     """
     from nearzero.interop.pipeline_run import is_pipeline, open_run
     from nearzero.run import is_run
+    from nearzero.zoo import resolve, results
 
-    target = path / "report.html" if html is None else html
+    target, asked, path = results(path) / "report.html" if html is None else html, path, resolve(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} {'is no folder' if path.exists() else 'does not exist'}; name a run or a folder")
     check_page(target)
@@ -84,7 +85,7 @@ def command(
         listed = folder.read(path)
         folder.page(listed, line).write(target)
         said, wrong = folder.verdict(listed), listed.damaged
-    document = {"command": "report", "path": str(path), "page": str(target), "verdict": said}
+    document = {"command": "report", "path": str(asked), "page": str(target), "verdict": said}
     emit({**document, "damaged": list(map(str, wrong))}, "\n".join([*said, f"page: {target}"]), as_json)
     if wrong:
         raise type(wrong[0])(f"the page is written, without what is damaged: {wrong[0]}")

@@ -71,6 +71,7 @@ EXPERIMENTS = {
 )
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Images to train on, and --test's.")
 @click.option("--test", type=click.Path(path_type=Path), metavar="DIR", help="Images to measure on.")
+@click.option("--size", type=click.IntRange(min=1), metavar="S", help="Bring the images of --data to S pixels.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="K", help="Of training and draws.  [default: 0]")
 @click.option("--verify", type=click.Path(path_type=Path), metavar="FILE", help=VERIFY_HELP)
 @device_option
@@ -115,7 +116,7 @@ def command(name: str | None, out: Path | None, verify: Path | None, device: str
     origin = f"nearzero reproduce {name}{options} --out {shlex.quote(str(out))}"
     compute = experiment.of("experiments")
     device = pick_device(device) if experiment.trains else "cpu"
-    found = compute(_setting(out, device, **asked)) if experiment.trains else compute()
+    found = compute(_setting(experiment, out, device, **asked)) if experiment.trains else compute()
     pictures, tables = EXPERIMENTS[name].of("report")(found)
     section = Section("What came out", found.text, list(pictures.values()), tables)
     files = write_page(out, Page(found.title, (found.lead,), (section,), origin), pictures)
@@ -125,12 +126,22 @@ def command(name: str | None, out: Path | None, verify: Path | None, device: str
     emit(document, f"{page}: open it in a browser; beside it {', '.join(files[1:])}", as_json)
 
 
-def _setting(out: Path, device: str, budget: str | None, data: Path | None, test: Path | None, seed: int | None) -> Any:
+def _setting(
+    experiment: Experiment,
+    out: Path,
+    device: str,
+    budget: str | None,
+    data: Path | None,
+    test: Path | None,
+    size: int | None,
+    seed: int | None,
+) -> Any:
     """What an experiment that trains is run on."""
-    from nearzero.experiments.full import setting
+    from nearzero.experiments.setting import setting
 
-    images, tested = (None if one is None else load_images(one, None, None) for one in (data, test))
-    return setting(budget or "smoke", out, reporting, images, tested, seed or 0, device)
+    budgets = importlib.import_module(f"nearzero.experiments.{experiment.home}").BUDGETS
+    images, tested = (None if one is None else load_images(one, size, None) for one in (data, test))
+    return setting(budgets, budget or "smoke", out, reporting, images, tested, seed or 0, device)
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
@@ -154,7 +165,7 @@ def _verify(path: Path, device: str, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="nearzero-verify-") as folder:
         compute = experiment.of("experiments")
         options = options if reference is None else reference.options()
-        found = compute(_again(Path(folder), device, options)) if experiment.trains else compute()
+        found = compute(_again(experiment, Path(folder), device, options)) if experiment.trains else compute()
     here = committed.machine(device if experiment.trains else "cpu")
     check = None if reference is None else committed.compare(reference, found, here)
     document = {
@@ -168,13 +179,16 @@ def _verify(path: Path, device: str, as_json: bool) -> None:
     emit(document, _said(path, result, reference, check), as_json)
 
 
-def _again(out: Path, device: str, options: Mapping[str, str]) -> Any:
+def _again(experiment: Experiment, out: Path, device: str, options: Mapping[str, str]) -> Any:
     """The setting of a rerun at smoke size: the command's images and seed."""
     data, test = (Path(options[name]) if name in options else None for name in ("data", "test"))
-    seed = options.get("seed", "0")
+    seed, size = options.get("seed", "0"), options.get("size")
     if not (seed.isascii() and seed.isdigit() and int(seed) < 2**32):
         raise DataError(f"the result's command has --seed {seed}, which is none; make it anew")
-    return _setting(out, device, budget="smoke", data=data, test=test, seed=int(seed))
+    if not (size is None or (size.isascii() and size.isdigit() and int(size) > 0)):
+        raise DataError(f"the result's command has --size {size}, which is none; make it anew")
+    side = None if size is None else int(size)
+    return _setting(experiment, out, device, budget="smoke", data=data, test=test, size=side, seed=int(seed))
 
 
 def _said(path: Path, result: Result, reference: Result | None, check: Check | None) -> str:

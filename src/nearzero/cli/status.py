@@ -28,14 +28,14 @@ def command(run: Path, events: int, as_json: bool) -> None:
     from nearzero.training.lock import holder
 
     loaded = Run.load(run)
-    who = holder(run)
+    who = holder(loaded.path)
     document = {
         "command": "status",
         "run": str(run),
         "recipe": loaded.recipe.name,
         **_progress(loaded),
         "training": None if who is None else who._asdict(),
-        "events": read_events(run / "events.jsonl")[-events:] if events else [],
+        "events": read_events(loaded.path / "events.jsonl")[-events:] if events else [],
     }
     if who is None:
         document["seconds_left"] = None

@@ -28,7 +28,7 @@ from nearzero.experiments.theory import Found
 from nearzero.files import read_json, write_bytes, write_json
 
 SCHEMA = 1
-OPTIONS = ("budget", "data", "test", "seed", "device", "out")
+OPTIONS = ("budget", "data", "test", "size", "seed", "device", "out")
 """Of `nearzero reproduce`, in a result's command."""
 ERRORS = ("standard error", "error")
 """Columns that hold the error of "value"."""

@@ -6,15 +6,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nearzero.data import Images, embedded
-from nearzero.errors import ArgumentError, DataError
-from nearzero.experiments.demo import Bar
+from nearzero.data import Images
+from nearzero.errors import ArgumentError
+from nearzero.experiments.setting import Plan, Setting
 from nearzero.experiments.theory import Found
 from nearzero.files import read_json, to_bytes
 from nearzero.grid import AngleGrid, Grid, SqrtGrid, UniformGrid
@@ -22,15 +21,14 @@ from nearzero.metrics.energy import energy_distance
 from nearzero.nll import ByBound, ByOde, ByTruncatedBound, evaluate
 from nearzero.parameterization import Nu, W
 from nearzero.randomness import order
-from nearzero.recipe import Recipe, small
+from nearzero.recipe import Recipe
 from nearzero.recipes.full import ddpmpp, ddpmpp_elbo, full, full_w
-from nearzero.run import Run, is_run
+from nearzero.run import Run
 from nearzero.solvers import Solver
 from nearzero.solvers.full import FullDiffusionSolver
 from nearzero.solvers.ode import Heun
 from nearzero.solvers.sde import EulerMaruyama
 from nearzero.times import UniformTimes
-from nearzero.training.loop import train
 
 Sampler = tuple[Solver, Grid]
 
@@ -62,18 +60,14 @@ def rows() -> dict[str, Row]:
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Plan):
     """How much is computed.
 
-    `size` of the embedded images, where no others are named, and `base` width of the network; it is measured after
-    each of `steps` on `probes` images, and after the last on `images`. `draws` of the bound for each image, `tolerance`
-    of the ODE, `samples` for distances at `nfe` evaluations, and for Figure 1 at each of `curve`.
+    Networks are measured after each of `steps` on `probes` images, and after the last on `images`. `draws` of the bound
+    for each image, `tolerance` of the ODE, `samples` for distances at `nfe` evaluations, and for Figure 1 at each of
+    `curve`.
     """
 
-    size: int
-    base: int
-    steps: tuple[int, ...]
-    batch: int
     probes: int
     images: int
     draws: int
@@ -81,6 +75,11 @@ class Budget:
     samples: int
     nfe: int
     curve: tuple[int, ...]
+
+    @property
+    def tested(self) -> int:
+        """How many images of the test set are used."""
+        return max(self.images, self.samples)
 
 
 BUDGETS = {
@@ -92,75 +91,7 @@ BUDGETS = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What an experiment is run on and where it keeps its runs; a call that was cut short goes on."""
-
-    budget: Budget
-    images: Images
-    test: Images
-    out: Path
-    bar: Bar
-    seed: int = 0
-    device: str = "cpu"
-
-    def recipe(self, name: str) -> Recipe:
-        """A row's recipe with the network and the training that all rows share."""
-        recipe = small(rows()[name].recipe, self.images.size, self.images.channels)
-        network: Any = recipe.network
-        network = replace(network, base=self.budget.base, head_channels=self.budget.base)
-        return replace(recipe, network=network, training=replace(recipe.training, batch=self.budget.batch))
-
-    def check(self, fingerprint: str | None, images: Images, path: Path) -> None:
-        """Raises ArgumentError where what is kept at `path` is of other images."""
-        if fingerprint != images.fingerprint():
-            raise ArgumentError(f"{path} is of other images than {images.name}; name another --out, or delete it")
-
-    def run(self, name: str, steps: int) -> Run:
-        """The row's run after that many steps, trained as far as it has not been."""
-        folder = self.out / "runs" / f"{name}-{self.seed}"
-        recipe = self.recipe(name)
-        recipe = replace(recipe, training=replace(recipe.training, steps=steps))
-        resume = is_run(folder)
-        done = Run.load(folder).step if resume else 0
-        if resume:
-            where_from = Run.load(folder)
-            self.check(where_from.data.get("fingerprint"), self.images, folder)
-            if replace(where_from.recipe, training=recipe.training, codec=recipe.codec) != recipe:
-                raise ArgumentError(f"{folder} was made by another budget or recipe; name another --out")
-        if done >= steps:
-            return Run.load(folder)
-        with self.bar(f"training {name}", "steps") as show:
-            return train(
-                recipe,
-                self.images,
-                folder,
-                seed=self.seed,
-                resume=resume,
-                device=self.device,
-                progress=lambda now: show(now.step - done, steps - done),
-            )
-
-
-def setting(
-    budget: str, out: Path, bar: Bar, images: Images | None, test: Images | None, seed: int = 0, device: str = "cpu"
-) -> Setting:
-    """A budget on images; without any, on the embedded ones, of which every fourth is kept for testing."""
-    chosen = BUDGETS[budget]
-    if (images is None) != (test is None):
-        raise ArgumentError("give both --data and --test, or neither for the embedded images")
-    if images is None or test is None:
-        every = embedded(chosen.size)
-        tested = torch.arange(len(every)) % 4 == 3
-        images, test = (replace(every, pixels=every.pixels[one], labels=None) for one in (~tested, tested))
-    if (images.size, images.channels) != (test.size, test.channels):
-        raise DataError(f"--data holds images of {images.size} pixels, --test of {test.size}; they must be alike")
-    if len(test) < max(chosen.images, chosen.samples):
-        raise DataError(f"--test holds {len(test)} images and this budget needs {max(chosen.images, chosen.samples)}")
-    return Setting(chosen, images, test, out, bar, seed, device)
-
-
-def likelihoods(where: Setting, name: str, steps: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def likelihoods(where: Setting[Budget], name: str, steps: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """What the bound and the ODE say of the test images after that many steps: (measure, document).
 
     A finished document is not measured again. Raises ArgumentError where the run has been trained further without.
@@ -176,7 +107,7 @@ def likelihoods(where: Setting, name: str, steps: int) -> Iterator[tuple[str, Ma
             where.check(former["settings"]["data"]["fingerprint"], where.test, out)
             yield measure, former
             continue
-        run = where.run(name, steps)
+        run = where.run(rows()[name].recipe, steps)
         if run.step != steps:
             raise ArgumentError(
                 f"{run.path} is at step {run.step}, past {steps}, and {out} is missing; name another --out"
@@ -186,7 +117,7 @@ def likelihoods(where: Setting, name: str, steps: int) -> Iterator[tuple[str, Ma
             yield measure, evaluate(run, where.test, method, out=out, **how)
 
 
-def drawn(where: Setting, run: Run, sampler: Sampler, nfe: int) -> Tensor:
+def drawn(where: Setting[Budget], run: Run, sampler: Sampler, nfe: int) -> Tensor:
     """Samples as uint8 pixels (N, C, H, W), the same seeds for every row."""
     solver, grid = sampler
     how = {"solver": solver, "grid": grid, "nfe": nfe, "batch": 64}
@@ -194,14 +125,14 @@ def drawn(where: Setting, run: Run, sampler: Sampler, nfe: int) -> Tensor:
     return to_bytes(run.sample(range(where.budget.samples), denoiser=denoiser, **how))
 
 
-def distance(where: Setting, samples: Tensor) -> tuple[float, float]:
+def distance(where: Setting[Budget], samples: Tensor) -> tuple[float, float]:
     """The energy distance of samples to test images, in [0, 1], with its standard error."""
     count = max(where.budget.images, where.budget.samples)
     data = where.test.pixels[order(where.seed, torch.arange(count), len(where.test))]
     return energy_distance(samples.double() / 255, data.double() / 255)
 
 
-def full_table1(where: Setting) -> Found:
+def full_table1(where: Setting[Budget]) -> Found:
     """The four lines of Table 1 and W's: likelihood after every stage of training, distances after the last."""
     header = ("row", "images seen", "measure", "value", "standard error", "images", "evaluations")
     lines: list[tuple[Any, ...]] = []
@@ -217,7 +148,7 @@ def full_table1(where: Setting) -> Found:
                         mean, error = found["means"][key].values()
                         lines.append((name, seen, what, mean, error, found["images_done"], calls))
                 bits[name, measure] = torch.tensor(found["columns"]["bits"], dtype=torch.float64)
-        run = where.run(name, where.budget.steps[-1])
+        run = where.run(row.recipe, where.budget.steps[-1])
         for kind, sampler in (("SDE", row.sde), ("ODE", ODE)):
             with where.bar(f"samples of {name}, {kind}", "samples"):
                 sheets[f"{name} {kind}"] = samples = drawn(where, run, sampler, where.budget.nfe)
@@ -233,17 +164,17 @@ def full_table1(where: Setting) -> Found:
     return Found(*TABLE, header, lines, summary, {name: sheet[:32] for name, sheet in sheets.items()})
 
 
-def budget_of(where: Setting) -> dict[str, Any]:
+def budget_of(where: Setting[Budget]) -> dict[str, Any]:
     """The numbers that a result depends on."""
     return {"seed": where.seed, **{name: getattr(where.budget, name) for name in where.budget.__dataclass_fields__}}
 
 
-def full_figure1(where: Setting) -> Found:
+def full_figure1(where: Setting[Budget]) -> Found:
     """(a) The loss of training with and without strata; (b) distance against network evaluations."""
     lines: list[tuple[Any, ...]] = []
     last = where.budget.steps[-1]
     for name in ("full", "full_no_strata", "full_w"):
-        run = where.run(name, last)
+        run = where.run(rows()[name].recipe, last)
         lines += [("loss", name, *line) for line in losses(run, where.images)]
     samplers = {
         "Euler-Maruyama": ("ddpmpp", EULER),
@@ -253,7 +184,7 @@ def full_figure1(where: Setting) -> Found:
         "ODE, W": ("full_w", ODE),
     }
     for label, (name, sampler) in samplers.items():
-        run = where.run(name, last)
+        run = where.run(rows()[name].recipe, last)
         with where.bar(f"samples, {label}", "budgets") as show:
             for i, nfe in enumerate(where.budget.curve):
                 if nfe <= 200 or label == "Euler-Maruyama":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nearzero import zoo
 from nearzero.codec import Pixels
 from nearzero.conditioning import Conditioning
 from nearzero.denoiser import Denoiser
@@ -77,8 +78,8 @@ def is_pipeline(path: Path) -> bool:
 
 
 def open_run(path: str | Path) -> Run:
-    """The run in a folder, or a pipeline of pixels in it as one. Raises CheckpointError for neither."""
-    path = Path(path)
+    """The run in a folder or called zoo:NAME, or a pipeline of pixels as one. Raises CheckpointError for neither."""
+    path = zoo.resolve(path)
     if not is_pipeline(path):
         return Run.load(path)
     if holds_run(path):

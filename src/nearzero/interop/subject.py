@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nearzero import zoo
 from nearzero.codec import Pixels
 from nearzero.data.images import Images
 from nearzero.denoiser import Denoiser
@@ -38,7 +39,8 @@ class Subject(NamedTuple):
 
 
 def open_subject(path: Path, *, ema: bool = True, device: torch.device | str = "cpu") -> Subject:
-    """The run or pipeline in a folder. Raises CheckpointError for neither."""
+    """The run or pipeline in a folder, or the run called zoo:NAME. Raises CheckpointError for neither."""
+    path = zoo.resolve(path)
     if not is_pipeline(path) or holds_run(path):
         run = open_run(path)
         network = run.recipe.network

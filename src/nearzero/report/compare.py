@@ -132,7 +132,7 @@ def runs_table(members: Sequence[Member]) -> Table:
             f"{one.step:,}",
             f"{one.step * one.run.recipe.training.batch:,}",
             str(one.run.data.get("name", "unknown")),
-            str(one.run.path),
+            zoo.shown(one.run.path),
         )
         for one in members
     ]
@@ -266,7 +266,7 @@ def describe(one: Comparison) -> dict[str, Any]:
     return {
         "runs": {
             member.label: {
-                "run": str(member.run.path),
+                "run": zoo.shown(member.run.path),
                 "recipe": member.run.recipe.name,
                 "seed": member.run.seed,
                 "step": member.step,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from nearzero import zoo
 from nearzero.cards import Card, read_card
 from nearzero.diagnostics.diagnosis import Diagnosis
 from nearzero.errors import CheckpointError, DataError
@@ -37,10 +38,13 @@ class Measured:
 
 
 def measured(folder: Path) -> Measured:
-    """Reads the JSON files of a run's folder and its quality/cards/; what is no card and no likelihood is left out."""
+    """Reads the JSON files of a run's folder and its quality/cards/; what is no card and no likelihood is left out.
+
+    Of a model of the package also those that were measured here; of two with one name they count.
+    """
     cards, curve, likelihoods, damaged = {}, {}, {}, {}
-    for path in _files(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+    places = dict.fromkeys((folder, zoo.results(folder)))
+    for name, path in {name: path for place in places for name, path in _files(place)}.items():
         try:
             record = read_json(path)
             if isinstance(record, dict) and "card" in record:
@@ -58,9 +62,10 @@ def steps(found: Measured) -> dict[str, Any]:
     return {name: card.subject.get("step") for name, card in found.cards.items()} | likelihoods
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.glob("*.json"))
-    yield from sorted((folder / "quality/cards").glob("*.json"))  # what evaluate --pareto keeps
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    kept = (folder / "quality/cards").glob("*.json")  # by evaluate --pareto
+    for path in (*sorted(folder.glob("*.json")), *sorted(kept)):
+        yield path.relative_to(folder).with_suffix("").as_posix(), path
 
 
 def _checked(path: Path, card: Card) -> Card:

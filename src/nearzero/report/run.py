@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nearzero import zoo
 from nearzero.cards import Card
 from nearzero.files import contact_sheet, png
 from nearzero.recipes.table import COLUMNS, brief, row
@@ -48,7 +49,7 @@ def page(found: Findings, command: str) -> Page:
         _events(found),
         _origin(found, command),
     ]
-    return Page(f"Report: {name}, {found.run.path.resolve().name}", verdict(found), sections, str(found.run.path))
+    return Page(f"Report: {name}, {found.run.path.resolve().name}", verdict(found), sections, zoo.shown(found.run.path))
 
 
 def verdict(found: Findings) -> list[str]:
@@ -127,7 +128,7 @@ def _numbers(found: Findings) -> Section:
         for name, step in steps(found.measured).items()
         if step != found.step
     ]
-    place = shlex.quote(str(found.run.path))
+    place = shlex.quote(zoo.shown(found.run.path))
     lacking = [name for name in ("fd", "nll") if not any(known_name.startswith(name) for known_name in known)]
     if lacking:
         text.append(f"Not measured yet: {' and '.join(lacking)}; the command stands below.")
@@ -163,7 +164,7 @@ def _absent(found: Findings, title: str, text: str, command: str) -> Section:
 
 def _samples(found: Findings) -> Section:
     if found.samples is None:
-        command = f"nearzero sample {shlex.quote(str(found.run.path))} -n 64 --out samples"
+        command = f"nearzero sample {shlex.quote(zoo.shown(found.run.path))} -n 64 --out samples"
         return _absent(found, "Samples", "No samples were asked for.", command)
     images, recipe = found.samples, found.run.recipe
     how = f"{brief(recipe.solver)} on {brief(recipe.grid)} in {recipe.steps} steps"
@@ -238,7 +239,7 @@ def _distances(one: Copies) -> Table:
 
 def _near_zero(found: Findings) -> Section:
     if found.diagnosis is None:
-        command = f"nearzero diagnose {shlex.quote(str(found.run.path))} --data DIR --html"
+        command = f"nearzero diagnose {shlex.quote(zoo.shown(found.run.path))} --data DIR --html"
         return _absent(found, "Near t = 0", "No diagnosis was asked for.", command)
     return diagnosis.section({found.run.recipe.name: found.diagnosis})
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nearzero.data.images import Images
+from nearzero import zoo
 from nearzero.errors import ArgumentError, CheckpointError, DataError
 from nearzero.files import check_writable, disk_errors
+from nearzero.manifest import checkpoints, problem
 from nearzero.recipe import Recipe, differences
 from nearzero.run import Run, is_ours, is_run
 from nearzero.training.checkpoint import ASIDE
@@ -58,9 +60,11 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise ArgumentError(
             "--resume and --overwrite exclude each other; resume goes on with the run, overwrite deletes it"
         )
+    zoo.check_trainable(out)
     if resume and not is_run(out):
         raise CheckpointError(f"{out} holds no run to resume; leave out --resume to start one")
     if resume:
+        _check_resumable(out)
         return
     check_writable(out)
     if not out.exists() or (out.is_dir() and all(_is_left(path.name) for path in out.iterdir())):
@@ -72,6 +76,17 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
     if not overwrite:
         raise ArgumentError(
             f"{out} holds a run; go on with: nearzero train --resume --out {out}, or delete it with --overwrite"
+        )
+
+
+def _check_resumable(out: Path) -> None:
+    """Raises CheckpointError where the newest checkpoint is whole and yet holds nothing to go on with."""
+    newest = next(iter(checkpoints(out / "checkpoints")), None)
+    if newest is not None and not (newest / "weights.safetensors").exists() and problem(newest) is None:
+        raise CheckpointError(
+            f"{newest} holds averaged weights alone, without the optimizer: it can be sampled and measured, not resumed; "
+            f"train it further as a pipeline: nearzero export {out} DIR, then nearzero finetune DIR --data IMAGES "
+            "--out RUN"
         )
 
 
