@@ -12,8 +12,9 @@ from conftest import pictures, write_folder
 from nearzero.cli import run as command
 from nearzero.diagnostics.diagnosis import diagnose
 from nearzero.diagnostics.lipschitz import LipschitzCurve
+from nearzero.diagnostics.price import price
 from nearzero.diagnostics.probe import Timesteps
-from nearzero.diagnostics.recommend import HIDDEN, STEEP, recommend
+from nearzero.diagnostics.recommend import LEVELS, STEEP, recommend
 from nearzero.errors import ArgumentError, CheckpointError, DataError
 from nearzero.interop.advice import advise, with_cells
 from nearzero.interop.subject import condition, open_subject
@@ -33,41 +34,39 @@ def diagnosis(value, end=0.1):
 K = torch.arange(1, STEPS, dtype=torch.float64)
 
 
+def rough(dim=16, count=64, size=0.5):
+    """Images of independent numbers: nothing but their size tells noise from them."""
+    return size * torch.randn(count, dim, generator=torch.Generator().manual_seed(1))
+
+
+LINEAR = nz.DiscreteVP.linear()
+
+
 @pytest.mark.parametrize("flat", [1e-9, 0.3, 40.0])
 def test_a_flat_curve_has_nothing_to_share(flat):
     """K near 0 as large as elsewhere, whatever its size: 0 cells."""
-    found = recommend(diagnosis(torch.full((STEPS - 1,), flat)), 64)
+    found = recommend(diagnosis(torch.full((STEPS - 1,), flat)), rough(), LINEAR)
     assert (found.interval, found.cells) == (0, 0) and found.ratio == pytest.approx(1)
     assert "nothing to share" in found.why
 
 
-@pytest.mark.parametrize("dim", [64, 3072])
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
-def test_the_cells_are_the_fewest_that_hide_little_enough(scale, dim):
-    """K = scale sqrt(D) (1/k + 1/1000): the interval reaches the last steep timestep, and the next coarser division hides more than HIDDEN sqrt(D)."""
-    value = scale * dim**0.5 * (1 / K + 1e-3)
-    found = recommend(diagnosis(value), dim)
+@pytest.mark.parametrize("size", [0.01, 0.5])
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_the_cells_are_the_fewest_that_cost_little_enough(scale, size):
+    """K = scale (1/k + 1/1000): the interval reaches the last steep timestep whatever the scale, and the next coarser division costs more than LEVELS of these images."""
+    value, x0 = scale * (1 / K + 1e-3), rough(size=size)
+    found = recommend(diagnosis(value), x0, LINEAR)
     level = value[K > 0.1 * STEPS].median()
     steep = int((value[:200] > STEEP * level).nonzero()[-1])
     assert steep < found.interval <= steep + 10 and found.interval % 10 == 0
 
-    def hides(cells):
-        width = found.interval // cells
-        parts = [value[j * width : (j + 1) * width - 1].sum().item() for j in range(cells)]
-        return max(parts) / dim**0.5
+    def costs(cells):
+        return price(x0, LINEAR, nz.Shared(nz.Timestep(STEPS), interval=found.interval, cells=cells)).levels
 
     divisions = [n for n in range(1, found.interval // 2 + 1) if found.interval % n == 0]
-    assert found.cells in divisions and found.hidden == pytest.approx(hides(found.cells), rel=1e-9)
-    coarser = [n for n in divisions if n < found.cells]
-    assert all(hides(n) > HIDDEN for n in coarser)
-    assert (hides(found.cells) <= HIDDEN) != ("costs accuracy" in found.why)
-
-
-def test_it_does_not_depend_on_the_unit_of_the_answer():
-    """A network whose answer, and sqrt(D) with it, is three times as long gets the same advice."""
-    value = 1 / K + 1e-3
-    a, b = recommend(diagnosis(8 * value), 64), recommend(diagnosis(24 * value), 9 * 64)
-    assert (a.interval, a.cells) == (b.interval, b.cells)
+    assert found.cells in divisions and found.levels == pytest.approx(costs(found.cells), rel=1e-9)
+    assert all(costs(n) > LEVELS for n in divisions if n < found.cells)
+    assert (found.levels <= LEVELS) != ("costs accuracy" in found.why)
 
 
 def test_the_singularity_of_exact_points_is_found():
@@ -76,7 +75,7 @@ def test_the_singularity_of_exact_points_is_found():
     denoiser = nz.PointCloud(points.double()).denoiser(nz.DiscreteVP.linear())
     x0 = points.double()
     measure = lambda name, one: diagnose(one, x0)  # noqa: E731
-    found = advise(denoiser, measure("", denoiser), 16, None, measure)
+    found = advise(denoiser, measure("", denoiser), x0, None, measure)
     assert found.recommendation.cells > 0 and found.recommendation.ratio > 10
     ((name, after),) = found.shared.items()
     interval, cells = found.recommendation.interval, found.recommendation.cells
@@ -113,7 +112,7 @@ def test_coarse_schedules_are_advised_too(steps, last):
     value = torch.where(torch.arange(steps - 1) <= last, 10.0, 1.0).double()
     process = nz.DiscreteVP.linear(steps)
     curve = LipschitzCurve(t, value, torch.zeros_like(value), t + 1 / steps, Timesteps(process))
-    found = recommend(nz.Diagnosis(0.3, 1, torch.zeros(steps), "", curve, None, None), 64)
+    found = recommend(nz.Diagnosis(0.3, 1, torch.zeros(steps), "", curve, None, None), rough(), process)
     assert last < found.interval <= steps and found.interval % found.cells == 0
 
 

@@ -137,6 +137,39 @@ def test_the_page_shows_the_samples(made, page):
             assert png(contact_sheet(to_bytes(one.sample(range(4), solver=solver))), scale=3) in shown
 
 
+def test_the_page_shows_the_models_of_the_package(made, found, page, tmp_path, monkeypatch):
+    """A grid for each model of the zoo, drawn by the command below it to the pixel; its images seen stand beside it."""
+    import base64
+    import html
+
+    import numpy as np
+    from PIL import Image
+
+    shown = {base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", page)}
+    monkeypatch.chdir(tmp_path)
+    assert list(found["zoo"]) == nz.zoo.names()
+    assert ("Trained for longer" in page) == bool(nz.zoo.names())
+    for name, told in found["zoo"].items():
+        assert told["command"] in html.unescape(page) and f"zoo:{name}, {told['images_seen']:,} images seen" in page
+        assert run([*shlex.split(told["command"])[1:], "--device", "cpu"]) == 0
+        images = []
+        for file in sorted(Path(name).glob("0*.png")):
+            with Image.open(file) as image:
+                images.append(torch.from_numpy(np.array(image)))
+        assert len(images) == 4 and png(contact_sheet(torch.stack(images)[:, None]), scale=3) in shown
+
+
+def test_without_models_the_page_has_no_section_of_them(made, tmp_path, monkeypatch):
+    """A package without models still has its demo."""
+    from types import SimpleNamespace
+
+    from nearzero.report.demo import _longer
+
+    monkeypatch.setattr("nearzero.zoo.FOLDER", tmp_path)
+    samples = demo.sample_zoo(4, "cpu", reporting)
+    assert samples == {} and _longer(SimpleNamespace(longer=samples)) == []
+
+
 def test_the_page_states_its_numbers_and_its_budget(found, page):
     """Every number of the summary and the number of steps stand in the page."""
     steps, seen = found["steps"], found["images_seen"]
@@ -151,7 +184,7 @@ def test_the_commands_of_the_page_work(made, page, capsys):
     import html
 
     copy = Path(shutil.copytree(made, made.parent / "copy" / made.name))
-    code = html.unescape(re.search(r"<pre[^>]*><code>(.*?)</code>", page, re.DOTALL)[1])
+    code = html.unescape(re.findall(r"<pre[^>]*><code>(.*?)</code>", page, re.DOTALL)[-1])
     python = code.split("# in Python\n")[1].replace(str(made), str(copy)).replace("[::40]", "[::1000]")
     exec(python, {})
     largest, total = map(float, capsys.readouterr().out.split())

@@ -34,7 +34,7 @@ LAYERS = (
     ("ema",),
     ("recipe", "recipes"),
     ("manifest",),
-    ("run",),
+    ("run", "zoo"),
     ("training", "production", "nll", "posthoc", "interop"),
     ("cards", "halving", "yardstick"),
     ("quality",),

@@ -46,6 +46,7 @@ OBJECTS = [
     ),
     *(nz.LogNormalSigma(), nz.ImportanceTimes(), nz.SoftTruncation(1e-4, 1.2), nz.Stratified(nz.UniformTimes())),
     *(nz.Antithetic(nz.Stratified(nz.DiscreteTimes())), nz.MinSNR(), nz.P2(1.0, 0.5), nz.LikelihoodWeight()),
+    nz.Above(nz.MinSNR(), 0.35),
     *(nz.Euler(), nz.Heun(), nz.KarrasGrid(), nz.LogSNRGrid(1e-4), nz.AngleGrid()),
     *(nz.Centred((0.1,)), nz.Centred((0.1, -1 / 3, 0.2))),
     *(nz.Epsilon(), nz.Velocity(), nz.Time(), nz.Time(0.1 + 0.2), nz.Timestep(), nz.Timestep(250)),

@@ -26,7 +26,7 @@ _NAMES = {
         *("Antithetic", "DiscreteTimes", "ImportanceTimes", "LogNormalSigma", "LogTimes"),
         *("Matched", "SoftTruncation", "Stratified", "UniformTimes", "UniformTold"),
     ],
-    "weighting": ["LikelihoodWeight", "MinSNR", "P2", "Simple"],
+    "weighting": ["Above", "LikelihoodWeight", "MinSNR", "P2", "Simple"],
     "solvers.churn": ["Churn"],
     "solvers.exponential": ["DDIM", "DPMSolver", "DPMSolverPP"],
     "solvers.full": ["FullDiffusionSolver"],

@@ -17,7 +17,7 @@ import nearzero.solvers.exponential
 import nearzero.solvers.full
 import nearzero.solvers.ode  # noqa: F401
 from nearzero.codec import Centred, Codec, fitted
-from nearzero.conditioning import Conditioning
+from nearzero.conditioning import Conditioning, Shared
 from nearzero.denoiser import Denoiser
 from nearzero.ema import EMA, Average
 from nearzero.errors import ArgumentError
@@ -136,6 +136,19 @@ def centred(recipe: Recipe, pixels: Tensor) -> Recipe:
     Where training mirrors images at random it is the mean of both kinds.
     """
     return replace(recipe, codec=fitted(Centred(), pixels, mirrored=recipe.training.flip))
+
+
+def sharing(recipe: Recipe, interval: float, cells: int) -> Recipe:
+    """The recipe with its time shared: one for each of `cells` cells of [0, interval], in its conditioning's own unit.
+
+    What it shared before is forgotten. Raises ArgumentError for cells that `Shared` refuses.
+
+    >>> sharing(recipes.ddpm(), 50, 10).name
+    'ddpm_50_10'
+    """
+    known = recipe.conditioning
+    shared = Shared(known.inner if isinstance(known, Shared) else known, interval=interval, cells=cells)  # pyright: ignore[reportArgumentType]
+    return replace(recipe, name=f"{recipe.name}_{interval:g}_{cells}", conditioning=shared)
 
 
 def small(recipe: Recipe, size: int, channels: int) -> Recipe:

@@ -31,7 +31,7 @@ from nearzero.denoiser import Denoiser
 from nearzero.errors import ArgumentError, CheckpointError, NearzeroError, did_you_mean
 from nearzero.files import read_json, write_json
 from nearzero.grid import Grid
-from nearzero.manifest import newest
+from nearzero.manifest import checkpoints, newest, problem
 from nearzero.recipe import Recipe
 from nearzero.registry import decode, encode
 from nearzero.rescaled import Through
@@ -58,10 +58,7 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
-        """Reads a run folder, or a model of the package by zoo:NAME.
-
-        Raises CheckpointError where there is none, or it is damaged or too new, ArgumentError for an unknown model.
-        """
+        """Reads a run folder, or zoo:NAME. Raises CheckpointError for none, a damaged one and one that is too new."""
         path = zoo.resolve(path)
         if not is_run(path):
             what = "is no run folder (it has no run.json)" if path.exists() else "does not exist"
@@ -117,9 +114,19 @@ class Run:
             warnings.warn(f"left out a damaged checkpoint: {'; '.join(wrong)}; using {path.name}", stacklevel=1)
         return path
 
-    def pinned(self) -> Run:
-        """The same run, at the checkpoint that is its newest now."""
-        return replace(self, pin=self.checkpoint())
+    def pinned(self, step: int | None = None) -> Run:
+        """The same run, at the checkpoint that is its newest now, or at that of a step."""
+        return replace(self, pin=self.checkpoint()) if step is None else self.at(step)
+
+    def at(self, step: int) -> Run:
+        """The same run at the checkpoint of that step. Raises CheckpointError where it is damaged or not kept."""
+        known = {int(path.name): path for path in checkpoints(self.path / "checkpoints")}
+        if step not in known:
+            kept = ", ".join(map(str, sorted(known))) or "none"
+            raise CheckpointError(f"{self.path} keeps no checkpoint of step {step}; it keeps {kept}")
+        if wrong := problem(known[step]):
+            raise CheckpointError(f"{wrong}; restore the file, or take another step")
+        return replace(self, pin=known[step])
 
     @property
     def step(self) -> int:
@@ -159,10 +166,9 @@ class Run:
         name = ema if isinstance(ema, str) else "ema" if ema else "weights"
         if isinstance(ema, str) and ema not in (known := self.averages()):
             raise ArgumentError(f"{checkpoint} holds no average {ema!r}; {did_you_mean(ema, known)}")
-        path = checkpoint / f"{name}.safetensors"
-        if not ema and not path.exists() and (checkpoint / "ema.safetensors").exists():
-            raise ArgumentError(f"{checkpoint} holds averaged weights alone; leave out --raw-weights, or ema=False")
-        return path
+        if name == "weights" and not (checkpoint / "weights.safetensors").exists() and self.averages():
+            raise ArgumentError(f"{checkpoint} holds averaged weights alone; take those, without --raw-weights")
+        return checkpoint / f"{name}.safetensors"
 
     def sample(
         self,

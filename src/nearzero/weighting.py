@@ -90,3 +90,28 @@ class LikelihoodWeight:
     def __call__(self, level: Level, coefficients: Coefficients) -> Tensor:
         """D^2."""
         return coefficients.D**2
+
+
+@register
+@dataclass(frozen=True)
+class Above:
+    """The weight of `inner` where sigma / alpha lies above `ratio`, and 0 elsewhere: there the network is not trained.
+
+    Which images, times and noise training draws stays the same, so that two trainings, one of them without the lower
+    noise levels, differ in that alone. Raises ArgumentError unless the ratio is positive and finite.
+
+    >>> Above(Simple(), 0.5)(Level(torch.tensor([0.6, 1.0, 0.0]), torch.tensor([0.8, 0.5, 1.0])), None)
+    tensor([1., 0., 1.])
+    """
+
+    inner: Weighting
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < math.inf:
+            raise ArgumentError(f"Above needs a positive ratio of sigma to alpha, got {self.ratio}")
+
+    def __call__(self, level: Level, coefficients: Coefficients) -> Tensor:
+        """inner's weight or 0; no division, so that alpha may be 0."""
+        weight = self.inner(level, coefficients)
+        return torch.where(level.sigma > self.ratio * level.alpha, weight, torch.zeros_like(weight))

@@ -15,6 +15,7 @@ from nearzero.errors import ArgumentError, NearzeroError, did_you_mean
 COMMANDS = {
     "demo": "Train DDPM and E-TSDM for a few minutes and see what sharing does near t = 0.",
     "train": "Train a recipe on a folder of images.",
+    "zoo": "List the trained models that come with the package, each a run called zoo:NAME.",
     "sample": "Draw images from a trained run.",
     "evaluate": "Measure a run: likelihood, distance of samples to real images, distance against cost.",
     "diagnose": "Measure a run or a diffusers pipeline near t = 0, and say whether to share.",
@@ -56,6 +57,7 @@ def group() -> None:
 
     \b
     nearzero demo
+    nearzero sample zoo:etsdm --out first
     nearzero train etsdm --data my_images --size 32 --out runs/mine
     nearzero sample runs/mine -n 64 --out samples
 

@@ -47,7 +47,8 @@ def command(
     nearzero demo --open
     nearzero demo --seconds 600
 
-    Writes DIR/index.html, one page with samples, Lipschitz curves and numbers; DIR/demo.json, the numbers;
+    Writes DIR/index.html, one page with samples, also of the models that come with the package (nearzero zoo),
+    Lipschitz curves and numbers; DIR/demo.json, the numbers;
     DIR/ddpm and DIR/etsdm, two runs to go on with.
     """
     import time

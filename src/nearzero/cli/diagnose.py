@@ -23,12 +23,16 @@ from nearzero.cli.common import (
 from nearzero.errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nearzero.data.images import Images
     from nearzero.denoiser import Denoiser
     from nearzero.diagnostics.diagnosis import Diagnosis
     from nearzero.interop.subject import Subject
 
 HTML_HELP = "Also write a page that opens in a browser.  [default file: PATH/diagnosis.html]"
+PRICED = 4096
+"""How many images set the price of sharing, if there are as many."""
 SHARE_HELP = "Measure it shared too: the first T timesteps in N cells.  [default: pipelines as recommended, runs not]"
 CONDITION_HELP = "What a pipeline's model must be told besides the time: a safetensors file of tensors by name."
 INTERVAL_HELP = (
@@ -93,29 +97,27 @@ def command(
     nearzero diagnose my-ddpm --data my_images --html
 
     The Lipschitz constants K(k, k+1) between neighbouring timesteps with their maximum and total variation near
-    t = 0, the loss at each noise level, and how far a perturbed input moves the estimate. Of a pipeline also the
-    same with its timesteps shared, and whether and how to share them.
+    t = 0, the loss at each noise level, and how far a perturbed input moves the estimate; whether and how to share its
+    timesteps, and what that must cost on these images. Of a pipeline also the same with its timesteps shared.
     """
     from nearzero.interop.subject import open_subject
-    from nearzero.zoo import results
 
     cells = None if share is None else parse_share(share)
     if share is not None and against is not None:
         raise ArgumentError(f"--share {share} and --against {against} exclude each other; diagnose one by one")
-    page = None if html is None else _page_path(Path(html) if html else results(path) / "diagnosis.html")
+    page = None if html is None else _page_path(html, path)
     device = pick_device(device)
     paths = [path] if against is None else [path, against]
     subjects = [open_subject(one, ema=not raw_weights, device=device) for one in paths]
     _check_alike(paths, subjects)
-    measure = _Measure(subjects[0], _images(path, subjects[0], data, count, seed), condition, device)
+    images = _images(path, subjects[0], data, count)
+    measure = _Measure(subjects[0], images, count, seed, condition, device)
     how = {"interval": _shared(subjects) if interval is None else interval, "every": every, "seed": seed}
     found = {
         name: measure(name, one.denoiser, **how) for name, one in zip(_names(paths, subjects), subjects, strict=True)
     }
     found, text, advice = (found, (), {}) if against else _advised(subjects[0], found, cells, measure, how)
-    for name, measured in found.items():
-        if measured.unit:
-            say(f"{name}: {measured.unit}")
+    _say_units(found)
     if page is not None:
         _write(page, found, paths, subjects, text)
     document = {
@@ -129,7 +131,14 @@ def command(
         },
         **advice,
     }
-    emit(document, "\n".join([_text(found, page), *text]), as_json)
+    emit(document, _text(found, text, page), as_json)
+
+
+def _say_units(found: Mapping[str, Diagnosis]) -> None:
+    """What K is per, where that is no timestep."""
+    for name, measured in found.items():
+        if measured.unit:
+            say(f"{name}: {measured.unit}")
 
 
 def _advised(
@@ -137,27 +146,36 @@ def _advised(
 ) -> tuple[dict[str, Diagnosis], tuple[str, ...], dict[str, Any]]:
     """The diagnosis of the network with shared timesteps beside it, and what to say of the two, in words and as JSON.
 
-    A run is measured with other cells only where they are asked for.
+    A run is measured with other cells only where they are asked for: it can be trained with them.
     """
     from nearzero.interop.advice import advise
 
-    if one.run is not None and one.run.data and cells is None:
-        return found, (), {}
     first = next(iter(found.values()))
     again = partial(measure, **{**how, "interval": first.interval})
-    advised = advise(one.denoiser, first, measure.dim, cells, again)
+    trained = one.run is not None and bool(one.run.data)
+    advised = advise(one.denoiser, first, measure.many(), cells, None if trained and cells is None else again)
     return {**found, **advised.shared}, advised.text, advised.describe()
 
 
 class _Measure:
     """Diagnoses of several denoisers on the same images, with progress."""
 
-    def __init__(self, subject: Subject, images: Images, condition: Path | None, device: str) -> None:
+    def __init__(
+        self, subject: Subject, images: Images, count: int, seed: int, condition: Path | None, device: str
+    ) -> None:
         from nearzero.interop.subject import condition as told
 
-        self.condition = {name: value.to(device) for name, value in told(subject, images, condition).items()}
-        self.x0 = subject.encode(images.pixels).to(device)
-        self.dim = self.x0[0].numel()
+        chosen = _chosen(images, count, seed)
+        self.condition = {name: value.to(device) for name, value in told(subject, chosen, condition).items()}
+        self.x0 = subject.encode(chosen.pixels).to(device)
+        self.subject, self.images, self.seed = subject, images, seed
+
+    def many(self) -> Tensor:
+        """PRICED images, which set the price of sharing; of latents, each a pass of the VAE, the same few."""
+        if self.subject.latent:
+            return self.x0
+        most = PRICED if self.x0[0].numel() <= PRICED else PRICED // 4  # whose axes take a minute
+        return self.subject.encode(_chosen(self.images, min(most, len(self.images)), self.seed).pixels)
 
     def __call__(self, name: str, denoiser: Denoiser, **how: Any) -> Diagnosis:
         from nearzero.diagnostics.diagnosis import diagnose
@@ -173,16 +191,13 @@ def _place(paths: list[Path], subjects: list[Subject], i: int) -> dict[str, Any]
     return {"run": str(paths[i]), "step": 0 if run is None else run.step}
 
 
-def _page_path(path: Path) -> Path:
-    """Where the page goes. Raises before anything is measured where it cannot."""
-    from nearzero.files import check_writable
-    from nearzero.report.page import Page
+def _page_path(html: str, run: Path) -> Path:
+    """Where the page goes, "" for its usual place. Raises before anything is measured where it cannot."""
+    from nearzero.cli.compare import check_page
+    from nearzero.zoo import results
 
-    check_writable(path)
-    if path.is_dir():
-        raise ArgumentError(f"--html {path} is a folder; name a file")
-    if path.exists() and not Page.is_one(path):
-        raise ArgumentError(f"--html {path} exists and is no page of nearzero's; name another file")
+    path = Path(html) if html else results(run) / "diagnosis.html"
+    check_page(path)
     return path
 
 
@@ -221,13 +236,8 @@ def _shared(subjects: list[Subject]) -> float | None:
     return max((end for one in subjects if (end := shared_interval(one.denoiser)) is not None), default=None)
 
 
-def _images(path: Path, subject: Subject, data: Path | None, count: int, seed: int) -> Images:
-    """`count` different images. Raises DataError where there are fewer, or nobody says which."""
-    import torch
-
-    from nearzero.data.images import Images
-    from nearzero.randomness import order
-
+def _images(path: Path, subject: Subject, data: Path | None, count: int) -> Images:
+    """The images. Raises DataError where they are fewer than `count`, or nobody says which."""
     if subject.run is not None and subject.run.data:
         images = run_images(subject.run, data)
     elif data is None:
@@ -238,6 +248,16 @@ def _images(path: Path, subject: Subject, data: Path | None, count: int, seed: i
         images = load_images(data, subject.size, subject.channels)
     if count > len(images):
         raise DataError(f"--images {count}: {images.name} holds {len(images)}; ask for at most --images {len(images)}")
+    return images
+
+
+def _chosen(images: Images, count: int, seed: int) -> Images:
+    """`count` different ones of them."""
+    import torch
+
+    from nearzero.data.images import Images
+    from nearzero.randomness import order
+
     chosen = order(seed, torch.arange(count), len(images))
     labels = None if images.labels is None else images.labels[chosen]
     return Images(images.pixels[chosen], labels, images.classes, images.name)
@@ -264,7 +284,7 @@ def _write(
     Page(f"Near t = 0: {' and '.join(found)}", lead, sections, trained).write(path)
 
 
-def _text(found: Mapping[str, Diagnosis], page: Path | None) -> str:
+def _text(found: Mapping[str, Diagnosis], advice: Sequence[str], page: Path | None) -> str:
     """The table as text."""
     from nearzero.report.diagnosis import table
 
@@ -272,4 +292,4 @@ def _text(found: Mapping[str, Diagnosis], page: Path | None) -> str:
     lines = [list(shown.header), *map(list, shown.rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(shown.header))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*text, "", shown.caption, *([f"page: {page}"] if page else [])])
+    return "\n".join([*text, "", shown.caption, *advice, *([f"page: {page}"] if page else [])])

@@ -11,10 +11,10 @@ from nearzero.cli import sample
 from nearzero.cli.common import device_option, json_option
 from nearzero.errors import ArgumentError
 
-EVERYWHERE = {"run", "data", "batch", "raw_weights", "out", "html", "overwrite", "device", "as_json"}
+EVERYWHERE = {"run", "data", "batch", "raw_weights", "step", "out", "html", "overwrite", "device", "as_json"}
 SAMPLES = {"count", "seeds", "extractor", "through", "guidance", "guide", "guidance_interval"}
 LEVELS = {"grid", "sigma_min", "sigma_max", "rho", "steps", "nfe"}
-SAMPLER = {"through", "guidance", "guide", "guidance_interval", *LEVELS, "solver", "eta", "churn"}
+SAMPLER = {"step", "through", "guidance", "guide", "guidance_interval", *LEVELS, "solver", "eta", "churn"}
 """Options that are those of `nearzero sample`."""
 OPTIONS: dict[str, set[str]] = {
     "nll": {"method", "images", "repeats", "rtol", "atol", "probes", "exact", "between_timesteps", "draws", "t_min"}
@@ -25,6 +25,7 @@ OPTIONS: dict[str, set[str]] = {
 }
 """What each measure takes beside the options of all."""
 NLL_HELP = "The density of the ODE, FullDiffusion's bound (Nu, W) or the bound from --t-min on.  [nll; default: ode]"
+OUT_HELP = "The JSON.  [default: in RUN, named by the measure; of zoo:NAME in zoo-NAME]"
 EXTRACTOR_HELP = "squeezenet, inception (the FID), classifier, or a file of weights of one of the first two."
 
 
@@ -65,7 +66,10 @@ EXTRACTOR_HELP = "squeezenet, inception (the FID), classifier, or a file of weig
 @click.option("--batch", type=click.IntRange(min=1), metavar="B", help="Images at once.  [default: 64; 256 on a GPU]")
 @click.option("--raw-weights", is_flag=True, help="Use the weights themselves, not their average.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="The JSON.  [default: in RUN, named by the measure; of zoo:NAME in zoo-NAME]"
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=OUT_HELP,
 )
 @click.option("--html", type=click.Path(path_type=Path), metavar="PAGE", help="Also write a page for a browser.")
 @click.option("--overwrite", is_flag=True, help="Start again where FILE holds other settings.")

@@ -23,7 +23,8 @@ def nll(run: Path, asked: dict[str, Any]) -> None:
     from nearzero.interop.pipeline_run import open_run
     from nearzero.nll import evaluate
 
-    loaded, chosen, device = open_run(run), asked["method"] or "ode", pick_device(asked["device"])
+    loaded = open_run(run).pinned(asked["step"])
+    chosen, device = asked["method"] or "ode", pick_device(asked["device"])
     file, html = asked["out"] or loaded.results / f"nll-{chosen}.json", asked["html"]
     check_targets(file, html)
     images = run_images(loaded, asked["data"])

@@ -124,7 +124,7 @@ def _opened(run: Path, asked: dict[str, Any]) -> tuple[Run, list[int], Productio
     seeds = list(range(asked["count"] or COUNT)) if asked["seeds"] is None else parse_seeds(asked["seeds"])
     if asked["count"] not in (None, len(seeds)):
         raise ArgumentError(f"-n {asked['count']} and --seeds {asked['seeds']} disagree; leave one out")
-    loaded = open_run(run).pinned()
+    loaded = open_run(run).pinned(asked["step"])
     return loaded, seeds, production_of(loaded, given)
 
 

@@ -87,10 +87,10 @@ def describe(one: dict[str, Any]) -> str:
 
 def _text(run: Run, document: dict[str, Any]) -> str:
     """The same as lines."""
-    data, origin = document["data"], document["provenance"]
+    place, data, origin = document["run"], document["data"], document["provenance"]
     source = (data.get("source") or {}).get("data") or data.get("name") or "unknown images"
     lines = {
-        "run": f"{document['run']}: {run.recipe.name}, step {document['step']:,} of {document['steps']:,}, seed {run.seed}",
+        "run": f"{place}: {run.recipe.name}, step {document['step']:,} of {document['steps']:,}, seed {run.seed}",
         **document["axes"],
         "network": f"{document['parameters']:,} parameters; {run.recipe.network}",
         "data": f"{data.get('count', 0):,} images of {source}, fingerprint {data.get('fingerprint', 'unknown')}",

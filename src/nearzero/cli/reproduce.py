@@ -55,6 +55,12 @@ EXPERIMENTS = {
     "full-figure1": Experiment(
         "What strata and solvers of FullDiffusion do (its Fig. 1).", "full", "full_figure1", trains=True
     ),
+    "sharing-pair": Experiment(
+        "Where E-TSDM's and DDPM's samples part: tails, swaps, losses.", "sharing", "sharing_pair", trains=True
+    ),
+    "sharing-mixture": Experiment(
+        "What sharing costs and gives back where the best network is known.", "mixture", "sharing_mixture", trains=True
+    ),
 }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SOLVER_HELP = f"How to step: {', '.join(choices.SOLVERS)}.  [default: the recipe's]"
 GRID_HELP = f"Where to stop: {', '.join(choices.GRIDS)}.  [default: the recipe's]"
 THROUGH_HELP = "The process that samples see: as trained, or EDM's sigma = t.  [default: the recipe's]"
+STEP_HELP = "The checkpoint of that training step, of those that RUN keeps.  [default: the newest]"
 FILM_HELP = "Also draw trajectory.png: x_t and the estimate of x0 on the way, of the first 8 seeds."
 OVERWRITE_HELP = "Draw again what is there; recorded images of other settings in DIR are deleted."
 
@@ -46,6 +47,7 @@ OVERWRITE_HELP = "Draw again what is there; recorded images of other settings in
 @click.option("--guidance-interval", metavar="LO-HI", help="Noise levels sigma / alpha to guide.  [default: all]")
 @click.option("--batch", default="auto", show_default=True, metavar="auto|B", help="Images at once, at first.")
 @click.option("--trajectory", is_flag=True, help=FILM_HELP)
+@click.option("--step", "step", type=click.IntRange(min=1), metavar="N", help=STEP_HELP)
 @click.option("--raw-weights", is_flag=True, help="Use the weights themselves, not their average.")
 @click.option("--overwrite", is_flag=True, help=OVERWRITE_HELP)
 @device_option
@@ -65,6 +67,7 @@ def command(
     """Draw images from the run folder RUN: one PNG a seed, named by its seed, and a grid of them.
 
     \b
+    nearzero sample zoo:etsdm --out first
     nearzero sample runs/mine -n 64 --out samples
     nearzero sample runs/mine --solver heun --through sigma --nfe 35 --out edm
     torchrun --nproc-per-node 8 -m nearzero sample runs/mine -n 50000 --out many
@@ -80,7 +83,7 @@ def command(
     from nearzero.production import produce
 
     _check_out(out)
-    loaded = open_run(run).pinned()
+    loaded = open_run(run).pinned(asked["step"])
     _check_apart(loaded, out)
     production = production_of(loaded, asked)
     with reporting("sampling", "images") as show:

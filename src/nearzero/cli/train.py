@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nearzero.cli import train_words as words
 from nearzero.cli.common import (
     check_apart,
     device_option,
-    duration,
     emit,
     is_named,
     json_option,
     load_images,
+    parse_share,
     pick_device,
     progress,
-    say,
 )
 from nearzero.errors import ArgumentError, NearzeroError, OutOfMemoryError
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 DATA_HELP = (
     "Folder or .zip of PNG, JPEG or WebP images, subfolders being classes; .npz or .npy array; or a name such as "
     "cifar10 (nearzero data list).  [default: 2,000 embedded Fashion-MNIST images]"
+)
+SHARE_HELP = (
+    "Tell the network one time for each of N cells of the first T timesteps, as 100/5.  [default: the recipe's]"
 )
 ACCUMULATE_HELP = "Compute a batch in A parts, one after the other: less memory, the same training.  [default: 1]"
 CAST_HELP = "Of the network's own arithmetic.  [default: no]"
@@ -63,6 +66,7 @@ PRESET_HELP = "small: a network for CPUs; paper: the paper's table.  [default: p
     help="Seed of weights, order, times and noise.  [default: 0]",
 )
 @click.option("--preset", type=click.Choice(["small", "paper"]), help=PRESET_HELP)
+@click.option("--share", metavar="T/N", help=SHARE_HELP)
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, metavar="A", help=ACCUMULATE_HELP)
 @click.option("--precision", type=click.Choice(["no", "bf16", "fp16"]), help=CAST_HELP)
 @click.option("--checkpointing", is_flag=True, help="Compute features again instead of keeping them: less memory.")
@@ -98,6 +102,7 @@ def command(
 
     \b
     nearzero train etsdm --data my_images --size 32 --out runs/mine
+    nearzero train etsdm --share 50/10 --out runs/finer
     nearzero train --resume --out runs/mine --steps 20000
     torchrun --nproc_per_node=2 -m nearzero train etsdm --out runs/mine
 
@@ -110,8 +115,9 @@ def command(
     device = pick_device(device)
     engine = _engine(asked, device, out if resume else None)
     how = {name: asked.pop(name) for name in ("log", "other_data")}
+    share = None if (told := asked.pop("share")) is None else parse_share(told)
     with engine.together():
-        _check_recipe(recipe, resume, how["log"])
+        _check_recipe(recipe, resume, how["log"], share)
     engine.first(lambda: check_folder(out, resume=resume, overwrite=overwrite))
     with engine.together():
         former = Run.load(out) if resume else None
@@ -119,20 +125,20 @@ def command(
         check_apart(source["data"], out, "--data")
         notices: list[dict[str, Any]] = []
         images = _images(source, notices)
-        fitted = _fit(recipe, former, images, source["preset"], steps, batch)
+        fitted = _fit(recipe, former, images, source["preset"], steps, batch, share)
         engine.rows(fitted.training.batch)
     seed = seed if seed is not None else former.seed if former else 0
     done = former.step if former else 0
     cost = engine.first(lambda: _cost(fitted, out, engine, done, source["keep"], check_space))
-    document = _document(fitted, images, cost, seed, out, engine)
+    document = words.document(fitted, images, cost, seed, out, engine)
     if engine.main:
-        _announce(document, source["preset"])
+        words.announce(document, source["preset"])
     said, text = {"dry_run": True}, f"dry run: nothing written to {out}"
     if not dry_run:
         with _bar(engine, fitted, done) as show:
             how |= {"seed": seed, "resume": resume, "overwrite": overwrite, "engine": engine, **_saving(source)}
             run = train(fitted, images, out, **how, source=source, progress=show, notices=notices)
-        said, text = _done(run)
+        said, text = words.done(run)
     if engine.main:
         emit({**document, **said}, text, as_json)
     engine.close()
@@ -143,18 +149,6 @@ def _saving(source: dict[str, Any]) -> dict[str, Any]:
     from nearzero.manifest import Keep
 
     return {"keep": Keep(source["keep"]), **{name: source[name] for name in ("checkpoint_every", "preview_every")}}
-
-
-def _done(run: Run) -> tuple[dict[str, Any], str]:
-    """What was trained, and what happened by itself meanwhile, other than checkpoints."""
-    from nearzero.training.events import read_events, summary
-
-    events = summary(read_events(run.path / "events.jsonl"))
-    told = ", ".join(f"{count} x {kind}" for kind, count in events.items() if kind != "checkpoint")
-    what = f"{run.path}: {run.step:,} steps of {run.recipe.name}"
-    then = f"look at {run.path / 'previews'}, then: nearzero sample {run.path} -n 64 --out samples"
-    text = f"{what}; {then}" + (f"\nevents: {told}; see {run.path / 'events.jsonl'}" if told else "")
-    return {"step": run.step, "events": events}, text
 
 
 def _engine(asked: dict[str, Any], device: str, former: Path | None) -> Engine:
@@ -207,14 +201,21 @@ def _bar(engine: Engine, recipe: Recipe, done: int) -> Iterator[Callable[[Progre
         yield lambda now: advance(size, f"step {now.step:,}")
 
 
-def _check_recipe(recipe: str | None, resume: bool, log: tuple[str, ...]) -> None:
-    """Raises ArgumentError for an unknown recipe, none, or an unknown log, before images are read."""
-    from nearzero.recipes import named
+def _check_recipe(recipe: str | None, resume: bool, log: tuple[str, ...], share: tuple[float, int] | None) -> None:
+    """Raises ArgumentError for an unknown recipe, none, cells that it cannot have, or an unknown log.
+
+    All before images are read.
+    """
+    from nearzero.recipes import named, sharing
     from nearzero.training.sinks import check_sinks
 
     check_sinks(log)
     if recipe is not None:
-        named(recipe)
+        chosen = named(recipe)
+        if share is not None:
+            sharing(chosen, *share)
+    elif share is not None:
+        raise ArgumentError(f"--share {share[0]:g}/{share[1]} needs a recipe, such as etsdm; a run keeps its own cells")
     elif not resume:
         raise ArgumentError("train needs a recipe, as in: nearzero train etsdm --out RUN; nearzero recipes lists them")
 
@@ -235,16 +236,23 @@ def _source(asked: dict[str, Any], former: Run | None, device: str) -> dict[str,
 
 
 def _fit(
-    recipe: str | None, former: Run | None, images: Images, preset: str, steps: int | None, batch: int | None
+    recipe: str | None,
+    former: Run | None,
+    images: Images,
+    preset: str,
+    steps: int | None,
+    batch: int | None,
+    share: tuple[float, int] | None,
 ) -> Recipe:
     """The named recipe for these images, or the run's own; on resume, steps and batch are the run's unless given."""
     from nearzero.codec import fitted as fitted_codec
-    from nearzero.recipes import PRESETS, named
+    from nearzero.recipes import PRESETS, named, sharing
 
     if former is not None and recipe is None:
         fitted = former.recipe
     else:
-        fitted = PRESETS[preset](named(recipe or ""), images.size, images.channels)
+        chosen = named(recipe or "")
+        fitted = PRESETS[preset](chosen if share is None else sharing(chosen, *share), images.size, images.channels)
         fitted = replace(fitted, codec=fitted_codec(fitted.codec, images.pixels, mirrored=fitted.training.flip))
     usual = fitted.training if former is None else former.recipe.training
     training = replace(
@@ -253,45 +261,3 @@ def _fit(
         batch=usual.batch if batch is None else batch,
     )
     return replace(fitted, training=training)
-
-
-def _document(
-    recipe: Recipe, images: Images, cost: Cost | None, seed: int, out: Path, engine: Engine
-) -> dict[str, Any]:
-    from nearzero.registry import encode
-
-    return {
-        "command": "train",
-        "run": str(out),
-        "recipe": encode(recipe),
-        "data": images.describe(),
-        "seed": seed,
-        "device": engine.device.type,
-        "processes": engine.processes,
-        "accumulation": engine.accumulation,
-        "precision": engine.precision,
-        "cost": cost and cost._asdict(),
-    }
-
-
-def _announce(document: dict[str, Any], preset: str) -> None:
-    """What is about to happen and what it will cost."""
-    recipe, data, cost = document["recipe"], document["data"], document["cost"]
-    training = recipe["training"]
-    colour = "grey" if data["channels"] == 1 else "colour"
-    classes = f", {len(data['classes'])} classes" if data["classes"] else ""
-    say(f"recipe    {recipe['name']}, {preset} preset, {cost['parameters']:,} parameters")
-    say(f"data      {data['name']}: {data['count']:,} images, {data['size']} x {data['size']} {colour}{classes}")
-    where = f"{_split(document)}, seed {document['seed']}"
-    say(f"training  {training['steps']:,} steps of {training['batch']} images{where}")
-    say(f"time      about {duration(cost['seconds'])}, at {cost['images_per_second']:,.0f} images/s just measured")
-    say(f"disk      {cost['disk'] / 1e6:,.0f} MB of {cost['free'] / 1e9:,.0f} GB free, in {document['run']}")
-
-
-def _split(document: dict[str, Any]) -> str:
-    """How the total batch is cut, and where it is computed."""
-    batch, processes, parts = (document["recipe"]["training"]["batch"], document["processes"], document["accumulation"])
-    each = batch // (processes * parts)
-    cut = f" ({processes} processes x {parts} parts of {each})" if processes * parts > 1 else ""
-    cast = "" if document["precision"] == "no" else f" in {document['precision']}"
-    return f"{cut} on {document['device']}{cast}"

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nearzero import zoo
 from nearzero.data.images import Images
 from nearzero.diagnostics.diagnosis import Diagnosis, diagnose, shared_interval
 from nearzero.diagnostics.lipschitz import LipschitzCurve, lipschitz
@@ -38,6 +39,8 @@ Bar = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
 
 BLUR = 0.25  # standard deviation of the noise that makes the classes of images a smooth density
 SMALL = 1e-5  # exponents are fitted below this t
+EVALUATIONS = 19  # of the network for each image of the package's models: 19 steps, or 10 of a solver with two stages
+SHOWN = 16  # images of each, at most
 LEAST = 4  # steps of training, however short: blocks begin at zero, so that one step leaves a network blind to t
 
 
@@ -51,7 +54,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything that the page shows. Samples and distances are named (recipe, solver)."""
+    """Everything that the page shows. Samples and distances are named (recipe, solver), `longer` by the zoo's model."""
 
     runs: Mapping[str, Run]
     images: Images
@@ -60,6 +63,7 @@ class Demo:
     samples: Mapping[tuple[str, str], Tensor]
     distances: Mapping[tuple[str, str], Distance]
     floor: Distance
+    longer: Mapping[str, Tensor]
 
 
 def recipes(images: Images, seconds: float, out: Path, device: str) -> dict[str, Recipe]:
@@ -119,6 +123,17 @@ def sample_both(runs: Mapping[str, Run], count: int, device: str, bar: Bar) -> d
             pixels = run.sample(range(count), solver=solver, device=device)
             samples[name, type(solver).__name__] = to_bytes(pixels)
             show(done * count, len(tasks) * count)
+    return samples
+
+
+def sample_zoo(count: int, device: str, bar: Bar) -> dict[str, Tensor]:
+    """uint8 pixels of seeds 0 to count - 1, at most SHOWN, from each model of the package with its recipe's solver."""
+    count, known = min(count, SHOWN), zoo.names()
+    samples = {}
+    with bar("sampling the package's models", "images") as show:
+        for done, name in enumerate(known, 1):
+            samples[name] = to_bytes(zoo.load(name).sample(range(count), nfe=EVALUATIONS, device=device))
+            show(done * count, len(known) * count)
     return samples
 
 
@@ -196,4 +211,4 @@ def run(
     found = diagnose_both(runs, x0, seed, device, bar)
     interval = next(iter(found.values())).interval
     known = exact(recipe, images, x0, 2 * interval, seed, bar)
-    return Demo(runs, images, found, known, drawn, found_distances, floor)
+    return Demo(runs, images, found, known, drawn, found_distances, floor, sample_zoo(samples, device, bar))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from nearzero.data import Images, embedded
-from nearzero.errors import ArgumentError, DataError
+from nearzero.errors import ArgumentError, CheckpointError, DataError
 from nearzero.experiments.demo import Bar
+from nearzero.manifest import Keep
 from nearzero.recipe import Recipe, small
 from nearzero.run import Run, is_run
 from nearzero.training.loop import train
@@ -63,8 +65,13 @@ class Setting(Generic[B]):
         if fingerprint != images.fingerprint():
             raise ArgumentError(f"{path} is of other images than {images.name}; name another --out, or delete it")
 
-    def run(self, recipe: Recipe, steps: int) -> Run:
-        """The recipe's run after that many steps, trained as far as it has not been."""
+    def run(self, recipe: Recipe, steps: int, keep: Keep | None = None) -> Run:
+        """The recipe's run after that many steps, trained as far as it has not been.
+
+        One that has been trained further is given at its checkpoint of that step, or as it is where it keeps none.
+        `keep` says which checkpoints stay. Raises ArgumentError where the folder is of other images, another seed,
+        budget or recipe.
+        """
         folder = self.out / "runs" / f"{recipe.name}-{self.seed}"
         recipe = self.fitted(recipe)
         recipe = replace(recipe, training=replace(recipe.training, steps=steps))
@@ -73,8 +80,12 @@ class Setting(Generic[B]):
         if resume:
             where_from = Run.load(folder)
             self.check(where_from.data.get("fingerprint"), self.images, folder)
-            if replace(where_from.recipe, training=recipe.training, codec=recipe.codec) != recipe:
-                raise ArgumentError(f"{folder} was made by another budget or recipe; name another --out")
+            found = where_from.with_steps(steps).recipe
+            if replace(found, codec=recipe.codec) != recipe or where_from.seed != self.seed:
+                raise ArgumentError(f"{folder} was made by another budget, recipe or seed; name another --out")
+            if done > steps:
+                with contextlib.suppress(CheckpointError):
+                    return where_from.at(steps)
         if done >= steps:
             return Run.load(folder)
         with self.bar(f"training {recipe.name}", "steps") as show:
@@ -85,6 +96,7 @@ class Setting(Generic[B]):
                 seed=self.seed,
                 resume=resume,
                 device=self.device,
+                keep=keep,
                 progress=lambda now: show(now.step - done, steps - done),
             )
 

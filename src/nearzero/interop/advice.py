@@ -6,14 +6,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from nearzero.conditioning import Shared, Time, Timestep
 from nearzero.denoiser import Denoiser
 from nearzero.diagnostics.diagnosis import Diagnosis
+from nearzero.diagnostics.price import price
 from nearzero.diagnostics.recommend import Recommendation, recommend
 from nearzero.errors import ArgumentError, CheckpointError
 from nearzero.interop.imported import Imported
 from nearzero.interop.sharing import shared_condition
+from nearzero.process import Process
 
 CANNOT = (
     "Sharing at inference alone makes the answer constant inside the cells, exactly and at no cost. It cannot undo "
@@ -59,30 +62,43 @@ def with_cells(denoiser: Denoiser, interval: float, cells: int) -> Denoiser:
 def advise(
     denoiser: Denoiser,
     found: Diagnosis,
-    dim: int,
+    x0: Tensor,
     share: tuple[float, int] | None,
-    measure: Callable[[str, Denoiser], Diagnosis],
+    measure: Callable[[str, Denoiser], Diagnosis] | None,
 ) -> Advice:
     """What to share, by the diagnosis of the network as it is, and `measure(name, denoiser)` of it with those cells.
 
-    `share` is what was asked for, (interval, cells); None takes what is recommended, and measures nothing where that
-    is nothing. A network that is shared already gets no advice.
+    `x0` (N, *shape) are images, the more the better, which set the price; one alone sets none. `share` is what was
+    asked for, (interval, cells); None takes what is recommended, and measures nothing where that is nothing, nor where
+    there is no `measure`. A network that is shared already hears what its cells cost.
     """
     inner = denoiser.conditioning
     if isinstance(inner, Shared) and share is None:
-        return Advice(None, {}, (f"It is shared already: {inner}.",))
-    advised = recommend(found, dim) if isinstance(inner, Timestep | Time) else None
+        return Advice(None, {}, (_shared_already(inner, x0, denoiser.process),))
+    able = isinstance(inner, Timestep | Time) and len(x0) > 1
+    advised = recommend(found, x0, denoiser.process) if able else None
     cells = share
     if cells is None and advised is not None and advised.cells:
         cells = (advised.interval, advised.cells)
     text = () if advised is None else (_said(advised),)
-    if cells is None:
+    if cells is None or measure is None:
         return Advice(advised, {}, text)
     name = f"shared {cells[0]:g}/{cells[1]}"
     told = with_cells(denoiser, *cells)
     after = measure(name, told)
     end = max(told.conditioning.edges(told.process))
-    return Advice(advised, {name: after}, (*text, _price(found, after, end), CANNOT))
+    return Advice(advised, {name: after}, (*text, _change(found, after, end), CANNOT))
+
+
+def _shared_already(shared: Shared, x0: Tensor, process: Process) -> str:
+    """What the cells cost on these images."""
+    if len(x0) < 2:
+        return f"It is shared already: {shared}."
+    cost = price(x0, process, shared)
+    return (
+        f"It is shared already: {shared}. On these images that costs even the best network a mean excess of "
+        f"{cost.mean:.2g}, and up to {cost.levels:.2g} of 255 grey levels in its estimate of x0."
+    )
 
 
 def _said(advised: Recommendation) -> str:
@@ -92,7 +108,7 @@ def _said(advised: Recommendation) -> str:
     return f"Recommended: --share {advised.interval}/{advised.cells}. {advised.why}."
 
 
-def _price(before: Diagnosis, after: Diagnosis, end: float) -> str:
+def _change(before: Diagnosis, after: Diagnosis, end: float) -> str:
     """K and the loss up to the time `end` of the shared interval, before and after."""
     near = after.lipschitz.between(0.0, end)
     edges = f"{int((near.value > 0).sum())} of {len(near.value)} pairs of timesteps still move, the edges of the cells"

@@ -51,6 +51,10 @@ class PipelineRun(Run):
         """The folder itself."""
         return self.path
 
+    def at(self, step: int) -> Run:
+        """Raises CheckpointError: there is one set of weights."""
+        raise CheckpointError(f"{self.path} is a pipeline and keeps no checkpoint of step {step}; leave --step out")
+
     @property
     def step(self) -> int:
         """0: nobody says how long it was trained."""

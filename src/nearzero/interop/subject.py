@@ -27,7 +27,8 @@ LATENT = 64
 class Subject(NamedTuple):
     """A denoiser with the size and channels of the images that `encode` (uint8 (N, C, H, W) -> x0) takes.
 
-    `needs` are the names of what it must be told besides the time, and `run` the run, where it is one.
+    `needs` are the names of what it must be told besides the time, `run` the run, where it is one, and `latent` says
+    that a VAE encodes.
     """
 
     denoiser: Denoiser
@@ -36,6 +37,7 @@ class Subject(NamedTuple):
     encode: Callable[[Tensor], Tensor]
     needs: tuple[str, ...] = ()
     run: Run | None = None
+    latent: bool = False
 
 
 def open_subject(path: Path, *, ema: bool = True, device: torch.device | str = "cpu") -> Subject:
@@ -70,7 +72,7 @@ def _latent(found: Imported, path: Path, device: torch.device | str) -> Subject:
             parts = [coder.encode(part.to(device)).latent_dist.mode() for part in Pixels().encode(images).split(4)]
         return (torch.cat(parts) - shift) * scale
 
-    return Subject(found, width * factor, config.in_channels, encode, found.asked.needs())
+    return Subject(found, width * factor, config.in_channels, encode, found.asked.needs(), latent=True)
 
 
 def condition(subject: Subject, images: Images, file: Path | None) -> dict[str, Tensor]:

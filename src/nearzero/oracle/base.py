@@ -81,20 +81,11 @@ class ExactShared(nn.Module):
 
     def __init__(self, exact: Exact, shared: Shared, per_cell: int = 64) -> None:
         super().__init__()
-        process, edges = exact.process, (0.0, *shared.edges(exact.process))
-        steps = getattr(process, "steps", None)
+        process = exact.process
         self.exact, self.shared = exact, shared
-        self.cells: list[Tensor] = []
-        for low, high in itertools.pairwise(edges):
-            if steps is None:
-                self.cells.append(low + (high - low) * (torch.arange(per_cell, dtype=torch.float64) + 0.5) / per_cell)
-            else:
-                nodes = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-                self.cells.append(nodes[(nodes > low) & (nodes <= high)])
-        if not all(len(times) for times in self.cells):
-            raise ArgumentError(f"{shared} has cells without a node of {type(process).__name__}; take fewer cells")
+        self.cells = training_times(process, shared, per_cell)
         self.told = [self._told(times[:1]) for times in self.cells]
-        above = torch.tensor([math.nextafter(edges[-1], math.inf)], dtype=torch.float64)
+        above = torch.tensor([math.nextafter(shared.edges(process)[-1], math.inf)], dtype=torch.float64)
         values: list[float] = sorted({*self.told, *([self._told(above)] if above <= process.end else [])})
         self.apart = min((b - a for a, b in itertools.pairwise(values)), default=math.inf)
 
@@ -123,6 +114,23 @@ class ExactShared(nn.Module):
             logs.append(self.exact.data.log_prob(x, level) - x[0].numel() * scale.log())  # the density of x_in
         share = torch.stack(logs).softmax(0)
         return torch.einsum("nb,nb...->b...", share.to(x_in.dtype), torch.stack(answers))
+
+
+def training_times(process: Process, shared: Shared, per_cell: int = 64) -> list[Tensor]:
+    """The training times of each cell, float64: the nodes of a discrete process, else `per_cell` midpoints.
+
+    Raises ArgumentError where a cell has no node.
+    """
+    steps, cells = getattr(process, "steps", None), []
+    for low, high in itertools.pairwise((0.0, *shared.edges(process))):
+        if steps is None:
+            cells.append(low + (high - low) * (torch.arange(per_cell, dtype=torch.float64) + 0.5) / per_cell)
+        else:
+            nodes = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+            cells.append(nodes[(nodes > low) & (nodes <= high)])
+    if not all(len(times) for times in cells):
+        raise ArgumentError(f"{shared} has cells without a node of {type(process).__name__}; take fewer cells")
+    return cells
 
 
 def best_denoiser(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nearzero.errors import ArgumentError, did_you_mean
-from nearzero.recipe import EMA, PRESETS, Recipe, Training, centred, differences, paper, small
+from nearzero.recipe import EMA, PRESETS, Recipe, Training, centred, differences, paper, sharing, small
 from nearzero.recipes.edm import (
     edm,
     edm_a_ve,
@@ -112,6 +112,7 @@ __all__ = [
     "remap_sigmoid_sampling",
     "remap_sigmoid_training",
     "remap_training",
+    "sharing",
     "small",
     "soft_truncation",
     "straight",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nearzero import zoo
 from nearzero.cards import Card, plain
 from nearzero.diagnostics.diagnosis import Diagnosis
 from nearzero.files import contact_sheet, png

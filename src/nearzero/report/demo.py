@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from nearzero.experiments.demo import BLUR, SMALL, Demo
+from nearzero import zoo
+from nearzero.experiments.demo import BLUR, EVALUATIONS, SMALL, Demo
 from nearzero.files import contact_sheet, png
 from nearzero.report import figures
 from nearzero.report.diagnosis import curves, near_picture, number, other_pictures, table
@@ -28,6 +29,7 @@ def page(demo: Demo, out: Path, seconds: float) -> Page:
         ),
         sections=(
             _samples(demo),
+            *_longer(demo),
             _curves(demo),
             _singularity(demo),
             _losses(demo),
@@ -50,6 +52,9 @@ def summary(demo: Demo, seconds: float) -> dict[str, Any]:
         "energy_distance": {
             **{f"{name}, {solver}": one._asdict() for (name, solver), one in demo.distances.items()},
             "real images": demo.floor._asdict(),
+        },
+        "zoo": {
+            name: {"images_seen": zoo.card(name)["images_seen"], "command": _draw(demo, name)} for name in demo.longer
         },
     }
 
@@ -90,6 +95,35 @@ def _samples(demo: Demo) -> Section:
         "place start from the same noise.",
     )
     return Section("Samples", text, (*pictures[:2], data, *pictures[2:]))
+
+
+def _longer(demo: Demo) -> list[Section]:
+    """The models of the package, none where it has none."""
+    if not demo.longer:
+        return []
+    cards = {name: zoo.card(name) for name in demo.longer}
+    pictures = [
+        Picture(
+            png(contact_sheet(sheet), scale=3),
+            alt=f"{len(sheet)} samples of zoo:{name}",
+            caption=f"zoo:{name}, {cards[name]['images_seen']:,} images seen, seeds 0 to {len(sheet) - 1}.",
+            pixels=True,
+        )
+        for name, sheet in demo.longer.items()
+    ]
+    sizes = sorted({f"{one['size']} x {one['size']}" for one in cards.values()})
+    text = (
+        "These models come with nearzero and were trained for longer than this demo has time for, on images of "
+        f"{' and '.join(sizes)} pixels; they are small networks all the same. Each image took {EVALUATIONS} "
+        "network evaluations of the recipe's own solver; images at the same place start from the same noise.",
+    )
+    commands = "\n".join(_draw(demo, name) for name in demo.longer)
+    return [Section("Trained for longer", text, pictures, commands=commands)]
+
+
+def _draw(demo: Demo, name: str) -> str:
+    """The command that draws a model's samples."""
+    return f"nearzero sample zoo:{name} -n {len(demo.longer[name])} --nfe {EVALUATIONS} --out {name}"
 
 
 def _curves(demo: Demo) -> Section:

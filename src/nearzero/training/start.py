@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from nearzero.data.images import Images
 from nearzero import zoo
+from nearzero.data.images import Images
 from nearzero.errors import ArgumentError, CheckpointError, DataError
 from nearzero.files import check_writable, disk_errors
 from nearzero.manifest import checkpoints, problem
@@ -84,9 +84,8 @@ def _check_resumable(out: Path) -> None:
     newest = next(iter(checkpoints(out / "checkpoints")), None)
     if newest is not None and not (newest / "weights.safetensors").exists() and problem(newest) is None:
         raise CheckpointError(
-            f"{newest} holds averaged weights alone, without the optimizer: it can be sampled and measured, not resumed; "
-            f"train it further as a pipeline: nearzero export {out} DIR, then nearzero finetune DIR --data IMAGES "
-            "--out RUN"
+            f"{newest} holds averaged weights alone, without the optimizer, and cannot be resumed; train it further as "
+            f"a pipeline: nearzero export {out} DIR, then nearzero finetune DIR --data IMAGES --out RUN"
         )
 
 

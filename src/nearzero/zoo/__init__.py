@@ -39,10 +39,7 @@ def path(name: str) -> Path:
 
 
 def load(name: str) -> Run:
-    """A model as a run: `denoiser()` has its weights as float32, `sample(seeds)` draws. Raises as `path`.
-
-        pixels = nz.zoo.load("etsdm").sample(range(16))
-    """
+    """A model as a run, to draw with `sample(range(16))`; its `denoiser()` is of float32. Raises as `path`."""
     from nearzero.run import Run
 
     return Run.load(path(name))
