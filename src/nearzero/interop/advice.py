@@ -22,7 +22,8 @@ CANNOT = (
     "Sharing at inference alone makes the answer constant inside the cells, exactly and at no cost. It cannot undo "
     "what the network learned: the change moves to the edges of the cells, and inside one the network is told a noise "
     "level that its input does not have, for which it was not trained. Fine-tuning with the cells (nearzero finetune) "
-    "lets the network learn them; whether samples gain is then to be measured."
+    "lets the network learn them; whether samples gain is then to be measured, and at small scale they did not "
+    "(docs/sharing.md)."
 )
 
 
