@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nearzero.files import to_bytes
-from nearzero.metrics.bootstrap import _to_origin
+from nearzero.metrics.bootstrap import to_origin
 from nearzero.metrics.energy import energy_distance
 from nearzero.metrics.extractors import extract
 from nearzero.metrics.frechet import factor
@@ -111,7 +111,7 @@ class Yard:
         found = {"energy distance": [energy_distance(x[one], data).value for one in kept]}
         if self.reference is not None:
             away = extract(self.reference.extractor, images) - self.reference.statistics.mean
-            found["Frechet distance"] = [_to_origin(away, one.double(), self._root) for one in kept]
+            found["Frechet distance"] = [to_origin(away, one.double(), self._root) for one in kept]
         leaves = {name: torch.tensor(each, dtype=torch.float64) for name, each in found.items()}
         return {**leaves, "power ratio": high(left_out(powers(images))) / self._power}
 

@@ -41,7 +41,7 @@ def frechet_interval(
     generator = torch.Generator().manual_seed(seed)
     x = samples.detach().to("cpu", torch.float64) - target.mean
     root = factor(target.covariance)
-    found = torch.tensor([_to_origin(x, _drawn(len(x), generator), root) for _ in range(resamples)], dtype=x.dtype)
+    found = torch.tensor([to_origin(x, _drawn(len(x), generator), root) for _ in range(resamples)], dtype=x.dtype)
     away = found - found.mean()
     low, high = torch.quantile(away, torch.tensor([0.025, 0.975], dtype=away.dtype)).tolist()
     return Interval(value, value + low, value + high, away.square().sum().div(resamples - 1).sqrt().item())
@@ -53,7 +53,7 @@ def _drawn(count: int, generator: torch.Generator) -> Tensor:
     return torch.bincount(chosen, minlength=count).double()
 
 
-def _to_origin(x: Tensor, weights: Tensor, root: Tensor) -> float:
+def to_origin(x: Tensor, weights: Tensor, root: Tensor) -> float:
     """The distance of weighted features (N, d) to a Gaussian of mean 0 and covariance L L^T, L (d, r).
 
     The trace of the root by eigenvalues of L^T A L: four times faster than `frechet_distance`, and true to 1e-6 of the
