@@ -32,8 +32,8 @@ MOST = 3_000_000
 """Bytes of a model, all of its files together."""
 
 LIMITS = (
-    "A small network, trained for less than an hour on a CPU: it shows what the recipe does, not how good it can be. It "
-    "is not the paper's network, and one training run says nothing about which recipe is better."
+    "A small network, trained for less than an hour on a CPU: it shows what the recipe does, not how good it can be. "
+    "It is not the paper's network, and one training run says nothing about which recipe is better."
 )
 
 README = """# zoo:{name}
