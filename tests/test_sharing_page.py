@@ -5,6 +5,8 @@ import json
 import re
 from pathlib import Path
 
+from nearzero.cards import read_card
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/sharing.md").read_text(encoding="utf-8")
 
@@ -41,3 +43,41 @@ def test_the_mixture_is_that_of_the_experiment():
             (stage["difference etsdm - ddpm, 100-999"], "{0:+.6f} ± {1:.6f}"),
         )
         assert row[1:] == [form.format(*numbers) for numbers, form in told]
+
+
+def test_the_pair_is_that_of_the_experiment():
+    """The paired differences of the table are the lines of results/sharing-pair after the last stage, rounded."""
+    lines = list(csv.DictReader((ROOT / "results/sharing-pair/sharing-pair.csv").read_text().splitlines()[1:]))
+    known = {
+        (one["part"], one["measure"], one["network"], float(one["x"])): (one["value"], one["standard error"])
+        for one in lines
+        if one["images seen"] == "64000"
+    }
+    _, rows = table("what [|]")
+    away = "etsdm - ddpm"
+    wanted = (
+        ("loss", "mean loss up to the edge", away, 100, 4),
+        ("loss", "mean loss above the edge", away, 100, 5),
+        ("tail", "PSNR", away, 5, 3),
+        ("tail", "PSNR", away, 100, 3),
+        ("tail", "residual", away, 5, 1),
+        ("swap", "Frechet distance", away, 50, 0),
+        ("swap", "Frechet distance", "ddpm then etsdm - ddpm", 50, 0),
+        ("swap", "Frechet distance", "etsdm then ddpm - ddpm", 50, 0),
+    )
+    assert len(rows) == len(wanted)
+    for (_, told), (*key, digits) in zip(rows, wanted, strict=True):
+        value, error = map(float, known[tuple(key)])
+        assert told == f"{value:+.{digits}f} ± {error:.{digits}f}"
+
+
+def test_the_distances_are_those_of_the_cards():
+    """results/pair16's table, and with it the page, has the values of its sealed cards."""
+    text = (ROOT / "results/pair16/README.md").read_text(encoding="utf-8")
+    for seen in (32000, 64000):
+        for sampler, name in (("ddim", "DDIM 50"), ("dpm", "DPM-Solver-3, 20")):
+            cards = [read_card(ROOT / f"results/pair16/{one}-{seen}-{sampler}.json") for one in ("ddpm", "etsdm")]
+            a, b = (f"{card.value:,.0f}" for card in cards)
+            assert all(card.subject["images_seen"] == seen for card in cards)
+            away = f"{cards[1].value - cards[0].value:+,.0f}"
+            assert f"| {seen:,} | {name} | {a} | {b} | {away} |" in text and a in PAGE and b in PAGE

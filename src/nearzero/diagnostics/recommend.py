@@ -41,7 +41,7 @@ def recommend(found: Diagnosis, x0: Tensor, process: Process) -> Recommendation:
                    the best network could tell no time inside them from another by more than 8 bits round off
 
     It says where the answer changes fast, and how finely a staircase must follow it on these images, so that nothing
-    need be lost. That something is gained it does not say: results/pair16 found no gain. References: Yang et al., ICLR
+    need be lost. That something is gained it does not say: docs/sharing.md found no gain. References: Yang et al., ICLR
     2024, Section 4, which takes 100 timesteps in 5 cells; `nearzero.diagnostics.price`.
     """
     curve, end = found.lipschitz, found.interval
