@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import tree
+from nearzero.cards import read_card
 from nearzero.cli import run
 from nearzero.errors import DataError, NumericalError
 from nearzero.experiments import committed, full
@@ -18,7 +19,9 @@ HERE = committed.machine("cpu")
 ELSEWHERE = {**HERE, "threads": 999}
 HEADER = ("row", "images seen", "measure", "value", "standard error", "images", "evaluations")
 COMMAND = "nearzero reproduce full-table1 --budget smoke --out x"
-RESULTS = sorted((Path(__file__).parents[1] / "results").glob("*/*.json"))
+FILES = sorted((Path(__file__).parents[1] / "results").glob("*/*.json"))
+CARDS = [path for path in FILES if path.parent.name == "pair16"]
+RESULTS = [path for path in FILES if path not in CARDS]
 
 
 def found(rows, header=HEADER, **summary):
@@ -230,3 +233,11 @@ def test_every_committed_result_is_whole(path):
     """Each JSON in results/ can be read with its CSV, and has a smoke result to be compared with."""
     one = committed.read(path)
     assert committed.smoke(one) is not None and len(one.rows) > 10
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
+def test_every_committed_card_is_sealed(path):
+    """Each card in results/ is as `nearzero evaluate --fd` wrote it, of what its name says."""
+    card = read_card(path)
+    recipe, seen, _ = path.stem.split("-")
+    assert (card.subject["recipe"], card.subject["images_seen"]) == (recipe, int(seen))
