@@ -9,6 +9,7 @@ import nearzero as nz
 from conftest import pictures, tiny_recipe
 from nearzero.cli import run as command
 from nearzero.errors import ArgumentError, CheckpointError
+from nearzero.interop.pipeline_run import PipelineRun
 from nearzero.manifest import Keep
 from nearzero.training.loop import train
 
@@ -46,6 +47,13 @@ def test_a_step_that_is_not_kept_is_named(kept, capsys, tmp_path):
     with pytest.raises(CheckpointError, match="has changed"):
         kept.at(2)
     weights.write_bytes(whole)
+
+
+def test_a_pipeline_keeps_no_steps(kept, tmp_path):
+    """Its weights are one set, and nobody says of which step."""
+    one = PipelineRun(tmp_path, kept.recipe, {}, 0, {}, network=torch.nn.Identity())
+    with pytest.raises(CheckpointError, match="leave --step out"):
+        one.pinned(3)
 
 
 def test_the_command_samples_that_step(kept, tmp_path, capsys):
