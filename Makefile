@@ -16,7 +16,7 @@ demo: $(READY)
 	@$(BIN)/nearzero demo
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n auto --dist worksteal
+	@$(BIN)/python -m pytest -n auto --dist worksteal --durations 30 --durations-min 5
 
 proofs: $(READY)
 	@$(BIN)/python -m pytest -m slow

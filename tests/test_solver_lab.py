@@ -78,7 +78,7 @@ def test_points_end_in_points():
 @pytest.fixture(scope="module")
 def rows():
     """Rows of the mixture in the plane in LinearVP."""
-    plane = lab.Lab("plane", smooth(), range(12), (40, 80, 160))
+    plane = lab.Lab("plane", smooth(), range(6), (40, 80, 160))
     return list(plane.rows(["LinearVP"], ["sqrt t", "log-SNR"]))
 
 

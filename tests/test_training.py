@@ -917,8 +917,8 @@ def test_checkpoints_come_every_positive_number_of_steps(tmp_path):
 
 
 def templates():
-    """A disc on the left or a square on the right, at five heights: (10, 16, 16) in [-1, 1], and which is which."""
-    row, column = torch.meshgrid((torch.arange(16) - 7.5) / 2, (torch.arange(16) - 7.5) / 2, indexing="ij")
+    """A disc on the left or a square on the right, at five heights: (10, 8, 8) in [-1, 1], and which is which."""
+    row, column = torch.meshgrid(torch.arange(8) - 3.5, torch.arange(8) - 3.5, indexing="ij")
     shapes = []
     for disc in (True, False):
         for down in range(-2, 3):
@@ -928,7 +928,7 @@ def templates():
 
 
 def discs_and_squares(count, seed):
-    """Pixels (count, 1, 16, 16) of templates at random, each a little darker and with a little noise."""
+    """Pixels (count, 1, 8, 8) of templates at random, each a little darker and with a little noise."""
     generator = torch.Generator().manual_seed(seed)
     shapes, _ = templates()
     x = shapes[torch.randint(10, (count,), generator=generator)]
@@ -953,7 +953,7 @@ def learnt(pixels):
 def test_training_learns(tmp_path):
     """After 250 steps of 16 on discs and squares, samples are discs and squares of both kinds; nothing less passes."""
     images = nz.Images(discs_and_squares(512, seed=0))
-    recipe = recipes.small(recipes.etsdm(), 16, 1)
+    recipe = recipes.small(recipes.etsdm(), 8, 1)
     recipe = replace(recipe, training=replace(recipe.training, steps=250, batch=16))
     torch.manual_seed(0)
     untrained = recipe.denoiser()
@@ -965,9 +965,9 @@ def test_training_learns(tmp_path):
     assert learnt(discs_and_squares(64, seed=1))  # genuine images that it has not seen
     one_kind = images.pixels[[i for i in range(512) if shares(images.pixels[i : i + 1])[0]]]
     for wrong in (
-        pictures(64, size=16).pixels,  # noise
-        torch.zeros(64, 1, 16, 16),  # nothing
-        images.pixels.float().mean(0).expand(64, 1, 16, 16),  # the mean of all
+        pictures(64, size=8).pixels,  # noise
+        torch.zeros(64, 1, 8, 8),  # nothing
+        images.pixels.float().mean(0).expand(64, 1, 8, 8),  # the mean of all
         torch.maximum(*discs_and_squares(2 * len(one_kind), 2).chunk(2)),  # two at once
         one_kind,
         images.pixels.transpose(2, 3),
