@@ -5,9 +5,10 @@ import json
 import re
 from pathlib import Path
 
-from nearzero.cards import read_card
+from test_docs import script
 
 ROOT = Path(__file__).parents[1]
+pair_tables = script("pair_tables")
 PAGE = (ROOT / "docs/sharing.md").read_text(encoding="utf-8")
 
 
@@ -72,12 +73,10 @@ def test_the_pair_is_that_of_the_experiment():
 
 
 def test_the_distances_are_those_of_the_cards():
-    """results/pair16's table, and with it the page, has the values of its sealed cards."""
+    """The tables of results/pair16, and the page's, are what scripts/pair_tables.py makes of the sealed cards."""
     text = (ROOT / "results/pair16/README.md").read_text(encoding="utf-8")
-    for seen in (32000, 64000):
-        for sampler, name in (("ddim", "DDIM 50"), ("dpm", "DPM-Solver-3, 20")):
-            cards = [read_card(ROOT / f"results/pair16/{one}-{seen}-{sampler}.json") for one in ("ddpm", "etsdm")]
-            a, b = (f"{card.value:,.0f}" for card in cards)
-            assert all(card.subject["images_seen"] == seen for card in cards)
-            away = f"{cards[1].value - cards[0].value:+,.0f}"
-            assert f"| {seen:,} | {name} | {a} | {b} | {away} |" in text and a in PAGE and b in PAGE
+    found = pair_tables.cards()
+    for lines in (pair_tables.seeds(found), pair_tables.longer(found), pair_tables.cells(found)):
+        assert "\n".join(lines) in text
+    for lines in (pair_tables.seeds(found), pair_tables.longer(found)):
+        assert "\n".join(lines) in PAGE

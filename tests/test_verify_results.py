@@ -239,5 +239,7 @@ def test_every_committed_result_is_whole(path):
 def test_every_committed_card_is_sealed(path):
     """Each card in results/ is as `nearzero evaluate --fd` wrote it, of what its name says."""
     card = read_card(path)
-    recipe, seen, _ = path.stem.split("-")
-    assert (card.subject["recipe"], card.subject["images_seen"]) == (recipe, int(seen))
+    run, seen, sampler = path.stem.rsplit("-", 2)
+    assert card.subject["recipe"].split("_")[0] == run.split("-")[0]
+    assert card.subject["images_seen"] == int(seen)
+    assert card.subject["solver"]["class"] == {"ddim": "DDIM", "dpm": "DPMSolver"}[sampler]
