@@ -325,6 +325,8 @@ def test_what_else_differs_is_said(tmp_path):
         "fd of b was measured at step 7; the run is at step 0.",
         "fd: the samples differ in solver too.",
     ]
+    more = [replace(member, label=label) for label in "cd" for member in found.members[1:]]
+    assert compare.of_another_step(more) == ["fd of all runs was measured at step 7; the runs are at step 0."]
     assert measured(one.path).curve.keys() == {"quality/cards/0123"} and set(found.members[0].numbers) == {
         "fd",
         "fd.KID",

@@ -192,7 +192,7 @@ def _numbers(one: Comparison) -> Section:
     table, text = ranking(one.members)
     paired = paired_table(one.groups)
     text = [*text, *remarks(one)]
-    lacking = [label for label in ("fd", "nll") if not any(label in member.numbers for member in one.members)]
+    lacking = sorted(set.intersection(*(member.measured.lacking for member in one.members)))
     commands = "\n".join(f"nearzero evaluate RUN --{name}" for name in lacking)
     if not table.rows:
         text.append("Nothing has been measured.")
@@ -203,13 +203,18 @@ def _numbers(one: Comparison) -> Section:
 
 
 def of_another_step(members: Sequence[Member]) -> list[str]:
-    """Which numbers were measured before training went on."""
-    return [
-        f"{name} of {one.label} was measured at step {step}; the run is at step {one.step:,}."
-        for one in members
-        for name, step in steps(one.measured).items()
-        if step != one.step
-    ]
+    """Which numbers were measured before training went on, each in one sentence for all of its runs."""
+    labels: dict[tuple[str, int, int], list[str]] = {}
+    for one in members:
+        for name, step in steps(one.measured).items():
+            if isinstance(step, int) and step != one.step:
+                labels.setdefault((name, step, one.step), []).append(one.label)
+    found = []
+    for (name, step, now), those in labels.items():
+        whose = "all runs" if 1 < len(those) == len(members) else ", ".join(those)
+        runs = "the run is" if len(those) == 1 else "the runs are"
+        found.append(f"{name} of {whose} was measured at step {step:,}; {runs} at step {now:,}.")
+    return found
 
 
 SAMPLER = ("solver", "grid", "steps", "nfe", "through", "guidance", "weights")

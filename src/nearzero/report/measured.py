@@ -30,6 +30,11 @@ class Measured:
     likelihoods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     damaged: Mapping[str, DataError | CheckpointError] = field(default_factory=dict)
 
+    @property
+    def lacking(self) -> set[str]:
+        """Which of "fd" and "nll" is not there, whatever its file is called."""
+        return {name for name, found in (("fd", self.cards), ("nll", self.likelihoods)) if not found}
+
     def check(self) -> Measured:
         """Itself. Raises what is wrong with the first file that was edited or is damaged."""
         for error in self.damaged.values():

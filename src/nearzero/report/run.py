@@ -129,7 +129,7 @@ def _numbers(found: Findings) -> Section:
         if step != found.step
     ]
     place = shlex.quote(zoo.shown(found.run.path))
-    lacking = [name for name in ("fd", "nll") if not any(known_name.startswith(name) for known_name in known)]
+    lacking = sorted(found.measured.lacking)
     if lacking:
         text.append(f"Not measured yet: {' and '.join(lacking)}; the command stands below.")
     return Section(
