@@ -5,6 +5,8 @@ import json
 import re
 from pathlib import Path
 
+from nearzero import zoo
+from nearzero.cards import read_card
 from test_docs import script
 
 ROOT = Path(__file__).parents[1]
@@ -80,3 +82,11 @@ def test_the_distances_are_those_of_the_cards():
         assert "\n".join(lines) in text
     for lines in (pair_tables.seeds(found), pair_tables.longer(found)):
         assert "\n".join(lines) in PAGE
+
+
+def test_the_pair_of_the_package_is_that_of_its_cards():
+    """What the page says of 28 x 28 are the values of the sealed cards in nearzero/zoo."""
+    cards = {name: read_card(zoo.path(name) / "fd.json") for name in ("ddpm", "etsdm")}
+    assert {card.subject["solver"]["class"] for card in cards.values()} == {"DDIM"}
+    for name, card in cards.items():
+        assert re.search(rf"{card.value:,.0f} \(`zoo:{name}`\)", " ".join(PAGE.split()))
