@@ -302,7 +302,7 @@ def test_micro_batches_change_nothing_but_rounding(alone, parts):
         assert found["index"].shape == (5 * parts, 8 // parts)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_change_nothing_but_rounding(alone, request, processes):
     """2 processes with 1 and 4 micro-batches, and 4 with 2, share the samples of each step and end in the same float64 weights to 1e-10, in every process."""
     folder = request.getfixturevalue({2: "pair", 4: "four"}[processes])

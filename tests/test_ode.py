@@ -249,6 +249,7 @@ def shared_errors(conditioning):
     return errors
 
 
+@pytest.mark.slow
 def test_heun_keeps_its_order_over_shared_cells():
     """With Shared(Time) on a grid that holds the edges Heun goes to the shared ODE's own solution with order 2; told the cell of each stage instead it falls to order 1."""
     kept = orders(shared_errors(SHARED))

@@ -443,7 +443,7 @@ def test_every_recipe_has_a_verdict():
     assert SINGULAR_RECIPES | REGULAR_RECIPES == set(RECIPES)
 
 
-@pytest.mark.parametrize("cells", [7, 50])
+@pytest.mark.parametrize("cells", [7, pytest.param(50, marks=pytest.mark.slow)])
 def test_every_cell_has_its_own_shared_optimum(cells):
     """Told what Shared tells, as theorem_bound is, each cell has the mean over the cell, never the exact answer at its edge."""
     data = nz.GaussianMixture(
