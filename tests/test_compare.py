@@ -19,7 +19,7 @@ from nearzero.data import read_images
 from nearzero.errors import ArgumentError, CheckpointError, DataError, GateError, NumericalError
 from nearzero.randomness import order
 from nearzero.report import compare, gates, groups
-from nearzero.report.measured import measured, numbers
+from nearzero.report.measured import Measured, measured, numbers
 from nearzero.run import Run
 
 PROTOCOL = {"metric": "Frechet distance (x)", "count": 100, "extractor": {"name": "x"}, "reference": {"name": "y"}}
@@ -331,6 +331,14 @@ def test_what_else_differs_is_said(tmp_path):
         "fd",
         "fd.KID",
     }
+
+
+def test_what_is_lacking_does_not_hang_on_a_name():
+    """A card of any name is a distance; a likelihood counts once its images are all done."""
+    half = {"images_done": 1, "settings": {"images": 2}}
+    assert Measured().lacking == {"fd", "nll"}
+    assert Measured(cards={"64000-ddim": card()}, likelihoods={"nll": half}).lacking == {"nll"}
+    assert Measured(likelihoods={"bound": {**half, "images_done": 2}}).lacking == {"fd"}
 
 
 # ---- the command

@@ -60,12 +60,10 @@ def limit(size: int) -> None:
         import resource
     except ImportError:  # Windows has none
         return
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        taken = pages * resource.getpagesize()
+    pages = Path("/proc/self/statm")
+    if pages.exists():  # macOS does not say, and does not hold to this limit either
+        taken = int(pages.read_text().split()[0]) * resource.getpagesize()
         _lower(resource, "RLIMIT_AS", taken + MEMORY + 2 * MAX_RATIO * size)
-    except OSError:  # macOS does not say, and does not hold to this limit either
-        pass
     seconds = CPU_SECONDS + size // 10_000_000
     for name, value in (("CPU", seconds), ("FSIZE", FREE_BYTES + MAX_RATIO * size), ("NPROC", 0), ("CORE", 0)):
         _lower(resource, f"RLIMIT_{name}", value)

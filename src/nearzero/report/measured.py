@@ -31,9 +31,14 @@ class Measured:
     damaged: Mapping[str, DataError | CheckpointError] = field(default_factory=dict)
 
     @property
+    def whole(self) -> list[Mapping[str, Any]]:
+        """The likelihoods of which no image is left to do."""
+        return [one for one in self.likelihoods.values() if one["images_done"] == one["settings"]["images"]]
+
+    @property
     def lacking(self) -> set[str]:
         """Which of "fd" and "nll" is not there, whatever its file is called."""
-        return {name for name, found in (("fd", self.cards), ("nll", self.likelihoods)) if not found}
+        return {name for name, found in (("fd", self.cards), ("nll", self.whole)) if not found}
 
     def check(self) -> Measured:
         """Itself. Raises what is wrong with the first file that was edited or is damaged."""
@@ -117,10 +122,9 @@ def numbers(found: Measured, diagnosis: Diagnosis | None = None, seed: int = 0) 
         for other, value in card.others.items():
             if (one := _other(card, other, value)) is not None:
                 cards[f"{name}.{other}"] = one
-    whole = [one for one in found.likelihoods.values() if one["images_done"] == one["settings"]["images"]]
-    by_method = {METHODS[one["settings"]["method"]["class"]]: _likelihood(one) for one in whole}
+    by_method = {METHODS[one["settings"]["method"]["class"]]: _likelihood(one) for one in found.whole}
     cards |= by_method
-    if len(whole) == 1:
+    if len(found.whole) == 1:
         cards["nll"] = next(iter(by_method.values()))
     if diagnosis is not None:
         cards["lipschitz"] = _lipschitz(diagnosis, seed)
